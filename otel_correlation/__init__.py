@@ -1,0 +1,5 @@
+"""
+One identity per request: an OpenTelemetry tracing distribution for FastAPI and httpx.
+"""
+
+from __future__ import annotations

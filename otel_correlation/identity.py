@@ -1,0 +1,141 @@
+"""
+Who the current request is: one record in the OpenTelemetry context, read by logs, spans and clients alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context, create_key
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+_KEY: Final = create_key("otel-correlation")
+_FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
+
+
+class Identity:
+    """
+    One request (or one ``work``): its request id, the fields bound to it and its SERVER span.
+
+    Attributes:
+        request_id: The final request id.
+        fields: Fields that ``bind`` added, for every later record.
+        span: The SERVER span, or None where none is made (excluded, SDK disabled).
+    """
+
+    __slots__ = ("fields", "request_id", "span")
+
+    def __init__(self, request_id: str, span: Span | None = None) -> None:
+        self.request_id = request_id
+        self.fields: dict[str, Any] = {}
+        self.span = span
+
+
+def set_in(context: Context, identity: Identity) -> Context:
+    """
+    Return ``context`` with this identity.
+    """
+    return Context({**context, _KEY: identity})
+
+
+def get_from(context: Context) -> Identity | None:
+    """
+    Return the identity that ``context`` holds.
+    """
+    found = context.get(_KEY)
+    return found if isinstance(found, Identity) else None
+
+
+def current() -> Identity | None:
+    """
+    Return the identity of the request that runs now, or None outside of any.
+    """
+    found = otel_context.get_current().get(_KEY)
+    return found if isinstance(found, Identity) else None
+
+
+def request_id() -> str | None:
+    """
+    Return the request id of the current request, or None outside of any. Usable with FastAPI's ``Depends``.
+    """
+    found = current()
+    return found.request_id if found is not None else None
+
+
+def trace_id() -> str | None:
+    """
+    Return the current trace id as 32 hex digits, or None where there is no trace. Usable with FastAPI's ``Depends``.
+    """
+    return log_ids()[0] or None
+
+
+def bind(**fields: Any) -> None:
+    """
+    Put fields on every later log record of this request and on its SERVER span; does nothing outside a request.
+
+    Args:
+        **fields: Names and values. Values that are not OpenTelemetry attribute values are put on the span as text.
+    """
+    found = current()
+    if found is None:
+        return
+    # A new dict: records that were made already keep what they saw.
+    found.fields = {**found.fields, **fields}
+    if found.span is not None and found.span.is_recording():
+        for name, value in fields.items():
+            found.span.set_attribute(name, value if isinstance(value, str | bool | int | float) else str(value))
+
+
+def log_ids() -> tuple[str, str, str, str]:
+    """
+    Return trace id, span id, trace flags and request id as a log line shows them; empty where there is none.
+    """
+    context = otel_context.get_current()
+    identity = context.get(_KEY)
+    request = identity.request_id if isinstance(identity, Identity) else ""
+    span: Span | None = context.get(_SPAN_KEY)  # type: ignore[assignment]
+    if span is None:
+        return "", "", "", request
+    span_context = span.get_span_context()
+    if not span_context.trace_id:
+        return "", "", "", request
+    return (
+        f"{span_context.trace_id:032x}",
+        f"{span_context.span_id:016x}" if span_context.span_id else "",
+        _FLAGS[span_context.trace_flags & 0xFF],
+        request,
+    )
+
+
+_STASH: Final = "_otel_correlation_ids"
+
+
+def stash(error: BaseException) -> None:
+    """
+    Leave the current ids on an exception, for lines that are logged after the request's context is gone.
+
+    A plain tuple, replaced for each request: ``add_note`` on a shared exception instance would gather other requests'
+    ids.
+    """
+    try:
+        setattr(error, _STASH, log_ids())
+    except (AttributeError, TypeError):  # an exception class with slots, or a frozen one
+        return
+
+
+def stashed(error: BaseException | None) -> tuple[str, str, str, str] | None:
+    """
+    Return the ids left on ``error``, its cause or its context (at most eight links away), or None.
+    """
+    for _ in range(8):
+        if error is None:
+            return None
+        found = getattr(error, _STASH, None)
+        if isinstance(found, tuple):
+            return cast("tuple[str, str, str, str]", found)
+        error = error.__cause__ or error.__context__
+    return None

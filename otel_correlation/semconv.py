@@ -1,0 +1,53 @@
+"""
+Every header, attribute, log field and environment name that this package spells itself.
+
+Names of the stable OpenTelemetry semantic conventions come from ``opentelemetry.semconv``; what stands here is ours or
+has no stable constant. The ``OTEL_CORRELATION_*`` constants double as the flags of ``opentelemetry-instrument``
+(entry point ``opentelemetry_environment_variables``).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DISTRO_NAME: Final = "otel-correlation"
+
+# Headers, as they are emitted; matching is case-insensitive.
+X_REQUEST_ID: Final = "X-Request-ID"
+X_AMZN_TRACE_ID: Final = "X-Amzn-Trace-Id"
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+BAGGAGE: Final = "baggage"
+TRACERESPONSE: Final = "traceresponse"
+SERVER_TIMING: Final = "server-timing"
+EXPOSE_HEADERS: Final = "access-control-expose-headers"
+
+# The one name of the request id: log field, OTLP log attribute and span attribute (design: contract, "One name").
+REQUEST_ID: Final = "request_id"
+
+# Log fields (OpenTelemetry compatibility/logging_trace_context.md, Stable).
+TRACE_ID: Final = "trace_id"
+SPAN_ID: Final = "span_id"
+TRACE_FLAGS: Final = "trace_flags"
+SERVICE_NAME: Final = "service_name"
+
+# Attributes of ours.
+REUSED_REQUEST_ID: Final = "otel_correlation.request_id.reused"
+REFUSED_REQUEST_ID: Final = "otel_correlation.request_id.refused"
+CLIENT_DISCONNECTED: Final = "otel_correlation.client_disconnected"
+WEBSOCKET_CLOSE_CODE: Final = "otel_correlation.websocket.close_code"
+VALIDATION_ERRORS: Final = "otel_correlation.validation_errors"
+
+# Key in the ASGI scope that tells an edge that this very request already has one (contract point 7).
+SCOPE_KEY: Final = "otel_correlation"
+
+OTEL_CORRELATION_ENABLED: Final = "OTEL_CORRELATION_ENABLED"
+OTEL_CORRELATION_REQUEST_ID_HEADERS: Final = "OTEL_CORRELATION_REQUEST_ID_HEADERS"
+OTEL_CORRELATION_RESPONSE_HEADER: Final = "OTEL_CORRELATION_RESPONSE_HEADER"
+OTEL_CORRELATION_MINT: Final = "OTEL_CORRELATION_MINT"
+OTEL_CORRELATION_TRACERESPONSE: Final = "OTEL_CORRELATION_TRACERESPONSE"
+OTEL_CORRELATION_LOG_FORMAT: Final = "OTEL_CORRELATION_LOG_FORMAT"
+OTEL_CORRELATION_LOGS_EXPORT: Final = "OTEL_CORRELATION_LOGS_EXPORT"
+OTEL_CORRELATION_QUERY_VALUES: Final = "OTEL_CORRELATION_QUERY_VALUES"
+OTEL_CORRELATION_WEBSOCKET: Final = "OTEL_CORRELATION_WEBSOCKET"
+OTEL_CORRELATION_STORES: Final = "OTEL_CORRELATION_STORES"

@@ -1,0 +1,447 @@
+"""
+The environment, read once into one frozen object.
+
+Empty means unset (OpenTelemetry specification, "Parsing empty value"). A wrong value never stops the service: it is
+replaced by
+the default and described in ``Settings.problems``, one line each. A wrong value passed in code is a ``ConfigError``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from urllib.parse import urlsplit
+
+from otel_correlation import semconv
+from otel_correlation.guard import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+Protocol = Literal["http/protobuf", "grpc"]
+
+SAMPLERS: Final = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    Everything that this package was told, with defaults filled in.
+
+    Attributes:
+        enabled: False: nothing is patched and nothing is exported (``OTEL_CORRELATION_ENABLED``).
+        sdk_disabled: No spans; request ids go on (``OTEL_SDK_DISABLED``).
+        service_name: From ``OTEL_SERVICE_NAME`` or ``OTEL_RESOURCE_ATTRIBUTES``; empty if neither says it.
+        request_id_headers: Lower-case names of the inbound headers, most wanted first.
+        response_header: The header that goes out, on responses and requests.
+        mint: How a new request id looks: the trace id's 32 hex digits, or a UUIDv4 that is bridged.
+        traceresponse: Whether responses carry ``traceresponse``.
+        server_timing: Whether responses carry ``Server-Timing: trace;desc=...``.
+        log_format: How lines of ours look when the application configured no logging.
+        logs_export: Whether records of unsampled traces go to OTLP, too.
+        query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
+        websocket: One trace per connection, or one per received message.
+        stores: Where ``find`` looks.
+        propagators: Names, in order.
+        sampler: One of ``SAMPLERS``, or the name of a third-party entry point.
+        sampler_arg: The argument as text, for third-party samplers.
+        ratio: The head sampling ratio, 0 to 1.
+        traces_exporters: Names; empty is ``none``.
+        metrics_exporters: Names; empty is ``none``.
+        logs_exporters: Names; empty is ``none``.
+        traces_protocol: OTLP protocol of spans.
+        metrics_protocol: OTLP protocol of metrics.
+        logs_protocol: OTLP protocol of logs.
+        traces_endpoint: Where spans go, for the start-up line.
+        endpoint_is_default: Whether nobody named an endpoint.
+        schedule_delay_ms: Longest time that a span waits for its batch (``OTEL_BSP_SCHEDULE_DELAY``).
+        max_queue_size: Spans held at most (``OTEL_BSP_MAX_QUEUE_SIZE``).
+        max_batch_size: Spans sent at once (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``).
+        log_correlation: Whether records get ``otelTraceID`` and its siblings, too (``OTEL_PYTHON_LOG_CORRELATION``).
+        semconv_dup: Whether spans carry the old HTTP names as well (``OTEL_SEMCONV_STABILITY_OPT_IN=http/dup``).
+        capture_server_request: Request headers to capture on SERVER spans (names or regular expressions).
+        capture_server_response: Response headers to capture on SERVER spans.
+        capture_client_request: Request headers to capture on CLIENT spans.
+        capture_client_response: Response headers to capture on CLIENT spans.
+        sanitize_fields: Captured headers whose value is replaced.
+        excluded_server: Comma list of patterns of paths that make no SERVER span.
+        excluded_client: Comma list of patterns of URLs that make no CLIENT span.
+        problems: One line for each wrong value.
+    """
+
+    enabled: bool = True
+    sdk_disabled: bool = False
+    service_name: str = ""
+    request_id_headers: tuple[bytes, ...] = (b"x-request-id",)
+    response_header: str = semconv.X_REQUEST_ID
+    mint: Literal["hex", "uuid"] = "hex"
+    traceresponse: bool = False
+    server_timing: bool = False
+    log_format: Literal["auto", "json", "text", "none"] = "auto"
+    logs_export: Literal["all", "sampled"] = "all"
+    query_values: Literal["all", "sensitive", "none"] = "sensitive"
+    websocket: Literal["connection", "message"] = "connection"
+    stores: tuple[str, ...] = ()
+    propagators: tuple[str, ...] = ("tracecontext", "baggage", "xrequestid")
+    sampler: str = "parentbased_traceidratio"
+    sampler_arg: str = ""
+    ratio: float = 1.0
+    traces_exporters: tuple[str, ...] = ("otlp",)
+    metrics_exporters: tuple[str, ...] = ()
+    logs_exporters: tuple[str, ...] = ()
+    traces_protocol: Protocol = "http/protobuf"
+    metrics_protocol: Protocol = "http/protobuf"
+    logs_protocol: Protocol = "http/protobuf"
+    traces_endpoint: str = "http://localhost:4318/v1/traces"
+    endpoint_is_default: bool = True
+    schedule_delay_ms: int = 500
+    max_queue_size: int = 2048
+    max_batch_size: int = 512
+    log_correlation: bool = False
+    semconv_dup: bool = False
+    capture_server_request: tuple[str, ...] = ()
+    capture_server_response: tuple[str, ...] = ()
+    capture_client_request: tuple[str, ...] = ()
+    capture_client_response: tuple[str, ...] = ()
+    sanitize_fields: tuple[str, ...] = ()
+    excluded_server: str = ""
+    excluded_client: str = ""
+    problems: tuple[str, ...] = field(default=(), compare=False)
+
+
+class _Environment:
+    """
+    Typed access to one mapping that collects a line for each wrong value.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def text(self, name: str) -> str:
+        return self._environ.get(name, "").strip()
+
+    def wrong(self, name: str, value: str, used: object, why: str = "") -> None:
+        # ascii(): a value that is not UTF-8, or has control characters, must not break the line it is reported in.
+        because = f" ({why})" if why else ""
+        self.problems.append(f"{name}={value[:100]!a} is not usable{because}; using {used} instead")
+
+    def boolean(self, name: str, *, default: bool) -> bool:
+        value = self.text(name)
+        if not value:
+            return default
+        if value.lower() in ("true", "1", "yes", "on"):
+            return True
+        if value.lower() in ("false", "0", "no", "off"):
+            return False
+        self.wrong(name, value, str(default).lower(), "true or false")
+        return default
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        value = self.text(name).lower()
+        if not value:
+            return default
+        if value in choices:
+            return value
+        self.wrong(name, self.text(name), default, "one of " + ", ".join(choices))
+        return default
+
+    def integer(self, name: str, default: int, *, least: int = 1) -> int:
+        value = self.text(name)
+        if not value:
+            return default
+        if re.fullmatch(r"[0-9]{1,12}", value) and int(value) >= least:
+            return int(value)
+        self.wrong(name, value, default, f"a whole number, {least} or more")
+        return default
+
+    def names(self, name: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
+
+
+def _header_names(env: _Environment) -> tuple[bytes, ...]:
+    name = semconv.OTEL_CORRELATION_REQUEST_ID_HEADERS
+    names = env.names(name)
+    bad = [entry for entry in names if not _TOKEN.fullmatch(entry)]
+    if bad or (env.text(name) and not names):
+        env.wrong(name, env.text(name), semconv.X_REQUEST_ID, "a comma list of header names")
+        names = ()
+    return tuple(dict.fromkeys(entry.lower().encode("ascii") for entry in names)) or (b"x-request-id",)
+
+
+def _response_header(env: _Environment) -> str:
+    name = semconv.OTEL_CORRELATION_RESPONSE_HEADER
+    value = env.text(name)
+    if value and not _TOKEN.fullmatch(value):
+        env.wrong(name, value, semconv.X_REQUEST_ID, "one header name")
+        value = ""
+    return value or semconv.X_REQUEST_ID
+
+
+def _ratio(env: _Environment, sampler: str) -> float:
+    name = "OTEL_TRACES_SAMPLER_ARG"
+    value = env.text(name)
+    if not value or not sampler.endswith("traceidratio"):
+        return 1.0
+    try:
+        ratio = float(value)
+    except ValueError:
+        ratio = math.nan
+    if 0.0 <= ratio <= 1.0:
+        return ratio
+    env.wrong(name, value, "1.0", "a ratio from 0 to 1")
+    return 1.0
+
+
+def _sampler(env: _Environment, known: Callable[[str, str], bool]) -> str:
+    name = "OTEL_TRACES_SAMPLER"
+    value = env.text(name)
+    if not value:
+        return "parentbased_traceidratio"
+    if value.lower() in SAMPLERS:
+        return value.lower()
+    if known("opentelemetry_traces_sampler", value):
+        return value
+    env.wrong(name, value, "parentbased_traceidratio", "no sampler of that name is installed")
+    return "parentbased_traceidratio"
+
+
+def _exporters(
+    env: _Environment, signal: str, default: tuple[str, ...], known: Callable[[str, str], bool]
+) -> tuple[str, ...]:
+    name = f"OTEL_{signal.upper()}_EXPORTER"
+    names = env.names(name)
+    if not names:
+        return default
+    if "none" in (entry.lower() for entry in names):
+        if len(names) > 1:
+            env.wrong(name, env.text(name), "none", "none stands alone")
+        return ()
+    good = tuple(entry for entry in names if known(f"opentelemetry_{signal}_exporter", entry))
+    for entry in names:
+        if entry not in good:
+            used = ",".join(good or default) or "none"
+            env.wrong(name, entry, used, "no exporter of that name is installed")
+    return tuple(dict.fromkeys(good or default))
+
+
+def _protocol(env: _Environment, signal: str) -> Protocol:
+    for name in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if env.text(name):
+            return cast("Protocol", env.choice(name, ("http/protobuf", "grpc"), "http/protobuf"))
+    return "http/protobuf"
+
+
+def _good_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _endpoint(env: _Environment, protocol: Protocol) -> tuple[str, bool]:
+    default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318/v1/traces"
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        value = env.text(name)
+        if not value:
+            continue
+        # gRPC also takes host:port without a scheme (specification: protocol/exporter.md, Endpoint).
+        if _good_url(value) or (protocol == "grpc" and _good_url("http://" + value) and "//" not in value):
+            if protocol == "grpc" or name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT":
+                return value, False
+            return value.rstrip("/") + "/v1/traces", False
+        env.wrong(name, value, default, "a URL such as http://collector:4318")
+    return default, True
+
+
+def _propagators(env: _Environment, known: Callable[[str, str], bool]) -> tuple[str, ...]:
+    name = "OTEL_PROPAGATORS"
+    default = ("tracecontext", "baggage", "xrequestid")
+    names = tuple(dict.fromkeys(env.names(name)))
+    if not names:
+        return default
+    if "none" in names:
+        if len(names) > 1:
+            env.wrong(name, env.text(name), "none", "none stands alone")
+        return ()
+    good = tuple(entry for entry in names if entry in default or known("opentelemetry_propagator", entry))
+    for entry in names:
+        if entry not in good:
+            env.wrong(name, entry, ",".join(good or default), "no propagator of that name is installed")
+    return good or default
+
+
+def _service_name(env: _Environment) -> str:
+    if name := env.text("OTEL_SERVICE_NAME"):
+        return name
+    for pair in env.names("OTEL_RESOURCE_ATTRIBUTES"):
+        key, equals, value = pair.partition("=")
+        if equals and key.strip() == "service.name":
+            return value.strip()
+    return ""
+
+
+def _first(env: _Environment, *names: str) -> str:
+    return next((value for name in names if (value := env.text(name))), "")
+
+
+def _installed(group: str, name: str) -> bool:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - costs milliseconds and is rarely needed
+
+    return bool(entry_points(group=group, name=name))
+
+
+def from_environment(
+    environ: Mapping[str, str] | None = None, *, known: Callable[[str, str], bool] | None = None
+) -> Settings:
+    """
+    Read every setting; never raises.
+
+    Args:
+        environ: The mapping to read; ``os.environ`` if None.
+        known: Tells whether an entry point (group, name) is installed.
+    """
+    env = _Environment(os.environ if environ is None else environ)
+
+    def is_known(group: str, name: str) -> bool:
+        if name in ("otlp", "otlp_proto_http", "otlp_proto_grpc", "console") and group.endswith("_exporter"):
+            return True
+        return (known or _installed)(group, name)
+
+    sampler = _sampler(env, is_known)
+    traces_protocol = _protocol(env, "traces")
+    endpoint, endpoint_is_default = _endpoint(env, traces_protocol)
+    traceresponse = env.choice(
+        semconv.OTEL_CORRELATION_TRACERESPONSE,
+        ("true", "false", "none", "traceresponse", "server-timing", "both"),
+        "none",
+    )
+    captured = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_"
+    queue_size = env.integer("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+    batch_size = env.integer("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
+    if batch_size > queue_size:
+        if env.text("OTEL_BSP_MAX_EXPORT_BATCH_SIZE"):
+            env.wrong("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", str(batch_size), queue_size, "at most the queue's size")
+        batch_size = queue_size
+    opt_in = {entry.lower() for entry in env.names("OTEL_SEMCONV_STABILITY_OPT_IN")}
+    choice = cast("Any", env.choice)
+    return Settings(
+        enabled=env.boolean(semconv.OTEL_CORRELATION_ENABLED, default=True),
+        # The specification: any value but a case-insensitive "true" is false.
+        sdk_disabled=env.text("OTEL_SDK_DISABLED").lower() == "true",
+        service_name=_service_name(env),
+        request_id_headers=_header_names(env),
+        response_header=_response_header(env),
+        mint=choice(semconv.OTEL_CORRELATION_MINT, ("hex", "uuid"), "hex"),
+        traceresponse=traceresponse in ("true", "traceresponse", "both"),
+        server_timing=traceresponse in ("server-timing", "both"),
+        log_format=choice(semconv.OTEL_CORRELATION_LOG_FORMAT, ("auto", "json", "text", "none"), "auto"),
+        logs_export=choice(semconv.OTEL_CORRELATION_LOGS_EXPORT, ("all", "sampled"), "all"),
+        query_values=choice(semconv.OTEL_CORRELATION_QUERY_VALUES, ("all", "sensitive", "none"), "sensitive"),
+        websocket=choice(semconv.OTEL_CORRELATION_WEBSOCKET, ("connection", "message"), "connection"),
+        stores=env.names(semconv.OTEL_CORRELATION_STORES),
+        propagators=_propagators(env, is_known),
+        sampler=sampler,
+        sampler_arg=env.text("OTEL_TRACES_SAMPLER_ARG"),
+        ratio=_ratio(env, sampler),
+        traces_exporters=_exporters(env, "traces", ("otlp",), is_known),
+        metrics_exporters=_exporters(env, "metrics", (), is_known),
+        logs_exporters=_exporters(env, "logs", (), is_known),
+        traces_protocol=traces_protocol,
+        metrics_protocol=_protocol(env, "metrics"),
+        logs_protocol=_protocol(env, "logs"),
+        traces_endpoint=endpoint,
+        endpoint_is_default=endpoint_is_default,
+        schedule_delay_ms=env.integer("OTEL_BSP_SCHEDULE_DELAY", 500, least=0),
+        max_queue_size=queue_size,
+        max_batch_size=batch_size,
+        log_correlation=env.boolean("OTEL_PYTHON_LOG_CORRELATION", default=False),
+        semconv_dup="http/dup" in opt_in,
+        capture_server_request=env.names(captured + "SERVER_REQUEST"),
+        capture_server_response=env.names(captured + "SERVER_RESPONSE"),
+        capture_client_request=env.names(captured + "CLIENT_REQUEST"),
+        capture_client_response=env.names(captured + "CLIENT_RESPONSE"),
+        sanitize_fields=env.names(captured + "SANITIZE_FIELDS"),
+        excluded_server=_first(env, "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
+        excluded_client=_first(env, "OTEL_PYTHON_HTTPX_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
+        problems=tuple(env.problems),
+    )
+
+
+def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """
+    Return ``settings`` with values that were passed in code.
+
+    Raises:
+        ConfigError: An unknown name, a wrong type or a value out of range.
+    """
+    known = {entry.name: entry for entry in fields(Settings) if entry.name != "problems"}
+    values = {name: getattr(settings, name) for name in known}
+    for name, value in overrides.items():
+        if name not in known:
+            message = f"unknown setting {name!r}; one of {', '.join(sorted(known))}"
+            raise ConfigError(message)
+        values[name] = _checked(name, value, getattr(settings, name))
+    return Settings(**values, problems=settings.problems)
+
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "mint": ("hex", "uuid"),
+    "log_format": ("auto", "json", "text", "none"),
+    "logs_export": ("all", "sampled"),
+    "query_values": ("all", "sensitive", "none"),
+    "websocket": ("connection", "message"),
+    "traces_protocol": ("http/protobuf", "grpc"),
+    "metrics_protocol": ("http/protobuf", "grpc"),
+    "logs_protocol": ("http/protobuf", "grpc"),
+}
+
+
+def _checked(name: str, value: object, present: object) -> object:
+    if name == "request_id_headers":
+        return _checked_headers(value)
+    if name == "response_header" and not (isinstance(value, str) and _TOKEN.fullmatch(value)):
+        message = f"response_header={value!r}: pass one header name, such as 'X-Request-ID'"
+        raise ConfigError(message)
+    if name in _CHOICES and value not in _CHOICES[name]:
+        message = f"{name}={value!r}: pass one of {', '.join(_CHOICES[name])}"
+        raise ConfigError(message)
+    if name == "ratio":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            message = f"ratio={value!r}: pass a number from 0 to 1"
+            raise ConfigError(message)
+        return float(value)
+    if isinstance(present, tuple) and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    if type(value) is not type(present) or (isinstance(value, int) and not isinstance(value, bool) and value < 0):
+        message = f"{name}={value!r}: pass a {type(present).__name__}"
+        raise ConfigError(message)
+    return value
+
+
+def _checked_headers(value: object) -> tuple[bytes, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        message = f"request_id_headers={value!r}: pass a list of header names, such as ['X-Request-ID']"
+        raise ConfigError(message)
+    good: list[bytes] = []
+    for entry in names:
+        text = entry.decode("latin-1") if isinstance(entry, bytes) else entry
+        if not isinstance(text, str) or not _TOKEN.fullmatch(text):
+            message = f"request_id_headers: {entry!r} is not a header name"
+            raise ConfigError(message)
+        good.append(text.lower().encode("ascii"))
+    return tuple(good)
