@@ -71,32 +71,46 @@ class CorrelationIdGenerator(IdGenerator):
     Random ids, except for the one root span that was given its trace id.
 
     The SDK asks ``generate_trace_id()`` without arguments and ``is_trace_id_random()`` afterwards in the same call, so
-    the
-    answer to the second belongs to the first.
+    the answer to the second belongs to the first.
+
+    Args:
+        inner: Where all other ids come from; the private random source if None.
     """
+
+    def __init__(self, inner: IdGenerator | None = None) -> None:
+        self._inner = inner
 
     def generate_span_id(self) -> int:
         """
         Return 64 random bits, never zero.
         """
-        return random_span_id()
+        return random_span_id() if self._inner is None else self._inner.generate_span_id()
 
     def generate_trace_id(self) -> int:
         """
-        Return the given trace id once, else 128 random bits.
+        Return the given trace id once, else a new one.
         """
         slot = _slot.get()
         if slot is not None and not slot.taken:
             slot.taken = True
             return slot.trace_id
-        return random_trace_id()
+        return random_trace_id() if self._inner is None else self._inner.generate_trace_id()
 
     def is_trace_id_random(self) -> bool:
         """
         Tell whether the id made last in this call is random (W3C Trace Context Level 2, random flag).
         """
-        slot = _slot.get()
-        return slot is None or not slot.taken
+        if was_given():
+            return False
+        return True if self._inner is None else self._inner.is_trace_id_random()
+
+
+def was_given() -> bool:
+    """
+    Tell whether the root span that starts now took the given trace id.
+    """
+    slot = _slot.get()
+    return slot is not None and slot.taken
 
 
 class given_trace_id:  # noqa: N801 - a context manager that reads like a phrase

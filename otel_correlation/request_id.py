@@ -105,7 +105,6 @@ def to_trace_id(request_id: str) -> int | None:
 
 def to_uuid(bits: int) -> str:
     """
-    Return a UUIDv4 made of ``bits`` (128 random bits, of which six are overwritten), for peers that accept nothing
-    else.
+    Return a UUIDv4 made of 128 random bits, six of them overwritten, for peers that accept nothing else.
     """
     return str(uuid.UUID(int=bits, version=4))
