@@ -1,0 +1,614 @@
+"""
+What crosses the wire: W3C Trace Context (Level 2, strict), W3C Baggage, and the request id.
+
+Nothing here raises on what a caller sent, and nothing is stored that could not be parsed (OpenTelemetry specification,
+context/api-propagators.md). The server edge calls the functions over raw header values; everybody else the propagators.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from urllib.parse import quote, unquote
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.baggage import _BAGGAGE_KEY
+from opentelemetry.context import Context, create_key
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator, default_getter, default_setter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace.span import TraceState as ApiTraceState
+
+from otel_correlation import guard, identity, request_id, semconv
+from otel_correlation.settings import from_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.propagators.textmap import CarrierT, Getter, Setter
+
+    from otel_correlation.settings import Settings
+
+# Trace Context Level 2: 3.2 traceparent, 3.3 tracestate. Patterns are used by fullmatch only.
+_TRACEPARENT: Final = re.compile(
+    rb"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?[ \t]*", re.DOTALL
+)
+_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}")
+_VALUE: Final = re.compile(r"[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_MEMBER: Final = re.compile(rf"({_KEY.pattern})=({_VALUE.pattern})[ \t]*")
+# What stands between commas and is not only optional whitespace; the search runs in C however many commas there are.
+_NOT_EMPTY: Final = re.compile(r"[^, \t][^,]*")
+MAX_MEMBERS: Final = 32
+# 32 members of the longest key and value are 16,447 characters; twice that leaves room for whitespace.
+_MAX_TRACESTATE_IN: Final = 32_768
+# Level 2 asks for at least 512. Common servers refuse a header field above 8,190 bytes, and OpenTelemetry's own
+# propagator drops a whole tracestate above 8,192.
+MAX_TRACESTATE_OUT: Final = 8_000
+_LONG_MEMBER: Final = 128
+_SHORT: Final = 16
+
+_SAMPLED_AND_RANDOM: Final = TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID
+_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(_SAMPLED_AND_RANDOM + 1))
+_FLAGS_TEXT: Final = tuple(f"-{bits:02x}" for bits in range(_SAMPLED_AND_RANDOM + 1))
+
+
+def _is_member(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, str)
+        and _KEY.fullmatch(key) is not None
+        and _VALUE.fullmatch(value) is not None
+    )
+
+
+class TraceState(ApiTraceState):
+    """
+    An immutable tracestate of the Level 2 grammar that keeps the order of its members.
+
+    The API's own class drops keys that Level 2 allows (``1st``, ``a@b@c``), so it cannot carry what callers may send.
+    Wrong pairs and those beyond the 32nd are left out.
+
+    Args:
+        entries: Keys and values, leftmost first.
+    """
+
+    _dict: dict[str, str]
+    _header: str | None
+
+    def __init__(self, entries: Sequence[tuple[str, str]] | None = None) -> None:  # pyright: ignore[reportMissingSuperCall]
+        # Not the base's __init__: it filters by the Level 1 grammar and logs what callers sent.
+        members: dict[str, str] = {}
+        for key, value in entries or ():
+            if len(members) < MAX_MEMBERS and _is_member(key, value):
+                members.setdefault(key, value)
+        self._dict = members
+        self._header = None
+
+    @classmethod
+    def _made_of(cls, members: dict[str, str]) -> TraceState:
+        state = cls.__new__(cls)
+        state._dict = members
+        state._header = None
+        return state
+
+    @classmethod
+    def of(cls, state: ApiTraceState | None) -> TraceState:
+        """
+        Return ``state`` as an object of this class: itself if it is one.
+        """
+        if isinstance(state, TraceState):
+            return state
+        return cls._made_of(dict(state)) if state else EMPTY
+
+    @classmethod
+    def from_header(cls, header_list: list[str]) -> TraceState:
+        """
+        Parse one or more header fields, combined in order; the empty tracestate if they do not follow the grammar.
+
+        Of a key that comes twice the first, which is the newest, is kept.
+        """
+        text = header_list[0] if len(header_list) == 1 else ",".join(header_list)
+        if len(text) > _MAX_TRACESTATE_IN:
+            return EMPTY
+        parts = _NOT_EMPTY.findall(text)
+        if not parts or len(parts) > MAX_MEMBERS:
+            return EMPTY
+        members: dict[str, str] = {}
+        for part in parts:
+            match = _MEMBER.fullmatch(part)
+            if match is None:
+                return EMPTY
+            key, value = match.groups()
+            members.setdefault(key, value)
+        return cls._made_of(members)
+
+    def with_member(self, key: str, value: str) -> TraceState:
+        """
+        Return a tracestate with this member leftmost; the rightmost one leaves if there were 32 others.
+
+        A key or value outside the grammar returns this object unchanged.
+        """
+        if not _is_member(key, value):
+            return self
+        members = {key: value, **self._dict}
+        members[key] = value
+        if len(members) > MAX_MEMBERS:
+            members.popitem()
+        return self._made_of(members)
+
+    def without(self, key: str) -> TraceState:
+        """
+        Return a tracestate without this key.
+        """
+        if key not in self._dict:
+            return self
+        return self._made_of({name: value for name, value in self._dict.items() if name != key})
+
+    def add(self, key: str, value: str) -> TraceState:
+        """
+        Return a tracestate with this new member leftmost; this object if the key exists or the pair is not valid.
+        """
+        return self if key in self._dict else self.with_member(key, value)
+
+    def update(self, key: str, value: str) -> TraceState:
+        """
+        Return a tracestate with this member leftmost, new or changed; this object if the pair is not valid.
+        """
+        return self.with_member(key, value)
+
+    def delete(self, key: str) -> TraceState:
+        """
+        Return a tracestate without this key.
+        """
+        return self.without(key)
+
+    def to_header(self) -> str:
+        """
+        Return the whole header value, made once.
+        """
+        header = self._header
+        if header is None:
+            header = self._header = ",".join([f"{key}={value}" for key, value in self._dict.items()])
+        return header
+
+
+EMPTY: Final = TraceState()
+
+
+@lru_cache(maxsize=128)
+def _short_state(value: bytes) -> TraceState:
+    """
+    Parse a tracestate that is likely to come again: every hop of a fleet at one ratio sends the same ``ot=th:0``.
+    """
+    return TraceState.from_header([value.decode("latin-1")])
+
+
+def extract_from_headers(values_traceparent: list[bytes], values_tracestate: list[bytes]) -> SpanContext | None:
+    """
+    Read the caller's span context from raw header values.
+
+    Args:
+        values_traceparent: Every ``traceparent`` field, in order. Two mean that the trace is restarted.
+        values_tracestate: Every ``tracestate`` field, in order. What cannot be parsed never affects traceparent.
+
+    Returns:
+        The remote span context with the flags of Level 2 only, or None if a new trace must be started.
+    """
+    if len(values_traceparent) != 1:
+        return None
+    match = _TRACEPARENT.fullmatch(values_traceparent[0])
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if version == b"ff" or (rest is not None and version == b"00"):
+        return None
+    if not values_tracestate:
+        state = EMPTY
+    elif len(values_tracestate) == 1 and len(values_tracestate[0]) <= _SHORT:
+        state = _short_state(values_tracestate[0])
+    else:
+        # latin-1 takes every byte; what is not ASCII fails the grammar.
+        state = TraceState.from_header([value.decode("latin-1") for value in values_tracestate])
+    bits = int(flags, 16) & _SAMPLED_AND_RANDOM
+    found = SpanContext(int(trace_id, 16), int(span_id, 16), True, _FLAGS[bits], state)
+    return found if found.is_valid else None
+
+
+def format_traceparent(span_context: SpanContext) -> str:
+    """
+    Return the ``traceparent`` of a valid span context: version 00, and no flags but sampled and random.
+    """
+    flags = _FLAGS_TEXT[span_context.trace_flags & _SAMPLED_AND_RANDOM]
+    return f"00-{span_context.trace_id:032x}-{span_context.span_id:016x}{flags}"
+
+
+def format_tracestate(state: ApiTraceState) -> str:
+    """
+    Return the ``tracestate`` to send, empty if there is none; at most ``MAX_TRACESTATE_OUT`` characters.
+
+    Whole members only are left out: first those of more than 128 characters, then any, each from the right.
+    """
+    header = state.to_header()
+    if len(header) <= MAX_TRACESTATE_OUT:
+        return header
+    members = [f"{key}={value}" for key, value in state.items()]
+    excess = len(header) - MAX_TRACESTATE_OUT
+    for least in (_LONG_MEMBER + 1, 0):
+        for position in reversed(range(len(members))):
+            if excess > 0 and len(members[position]) >= least:
+                excess -= len(members.pop(position)) + 1
+    return ",".join(members)
+
+
+def _fields(getter: Getter[CarrierT], carrier: CarrierT, name: str) -> list[bytes]:
+    """
+    Return every value of a field as bytes; some getters give one text, or bytes, where a list of text is promised.
+    """
+    found: object = getter.get(carrier, name)
+    if found is None:
+        return []
+    values = cast("Iterable[object]", [found] if isinstance(found, str | bytes) else found)
+    # What is not ASCII becomes bytes that no grammar here takes, lone surrogates included.
+    return [value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass") for value in values]
+
+
+class TraceContextPropagator(TextMapPropagator):
+    """
+    W3C Trace Context, Level 2.
+    """
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """
+        Return ``context`` with the caller's span, or unchanged if there is none that can be continued.
+        """
+        context = Context() if context is None else context
+        try:
+            found = extract_from_headers(
+                _fields(getter, carrier, semconv.TRACEPARENT), _fields(getter, carrier, semconv.TRACESTATE)
+            )
+        except Exception:  # noqa: BLE001 - a getter of somebody else's
+            guard.report("tracecontext.extract")
+            return context
+        return context if found is None else trace.set_span_in_context(NonRecordingSpan(found), context)
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """
+        Write ``traceparent``, and ``tracestate`` if there is one, of the current span; nothing if there is no span.
+        """
+        span_context = trace.get_current_span(context).get_span_context()
+        if not span_context.is_valid:
+            return
+        setter.set(carrier, semconv.TRACEPARENT, format_traceparent(span_context))
+        if header := format_tracestate(span_context.trace_state):
+            setter.set(carrier, semconv.TRACESTATE, header)
+
+    @property
+    def fields(self) -> set[str]:
+        """
+        The headers that ``inject`` writes.
+        """
+        return {semconv.TRACEPARENT, semconv.TRACESTATE}
+
+
+# W3C Baggage, "Header Content" and "Limits".
+_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_OCTETS: Final = r"[!#-+\--:<-\[\]-~]*"
+_OWS: Final = r"[ \t]*"
+_BAGGAGE_MEMBER: Final = re.compile(
+    rf"({_NAME}){_OWS}={_OWS}({_OCTETS}){_OWS}(?:;{_OWS}{_NAME}{_OWS}(?:={_OWS}{_OCTETS}{_OWS})?)*"
+)
+MAX_BAGGAGE_MEMBERS: Final = 64
+MAX_BAGGAGE_BYTES: Final = 8_192
+# Work on a longer header stops here: whitespace and empty members are all that the second half could be needed for.
+_MAX_BAGGAGE_IN: Final = 2 * MAX_BAGGAGE_BYTES
+# A plus sign is sent encoded: OpenTelemetry's own propagator would read it as a space.
+_SAFE_IN_VALUE: Final = "!$&'()*/:=?@"
+_SAFE_IN_KEY: Final = "!#$&'*^`|"
+
+_RECEIVED_KEY: Final = create_key("otel-correlation-baggage")
+
+
+class _Member(NamedTuple):
+    """
+    One list member: what the baggage API holds of it, and the whole text with its properties.
+    """
+
+    key: str
+    value: str
+    text: str
+
+
+class _Received(NamedTuple):
+    """
+    Baggage as it came in. As long as the API's mapping is the same object, the header goes on as it is.
+    """
+
+    values: dict[str, object]
+    members: list[_Member]
+    header: str
+
+
+def _within_limits(members: list[_Member]) -> list[_Member]:
+    kept: list[_Member] = []
+    size = -1
+    for member in members:
+        longer = size + 1 + len(member.text)
+        if longer <= MAX_BAGGAGE_BYTES and len(kept) < MAX_BAGGAGE_MEMBERS:
+            kept.append(member)
+            size = longer
+    if dropped := len(members) - len(kept):
+        guard.count("baggage.members_over_limit", dropped)
+    return kept
+
+
+def _parsed(header: str) -> list[_Member]:
+    if len(header) > _MAX_BAGGAGE_IN:
+        # The last member may be cut and goes: never a partial one.
+        header = header[:_MAX_BAGGAGE_IN].rpartition(",")[0]
+    members: list[_Member] = []
+    for part in _NOT_EMPTY.findall(header):
+        text = part.rstrip(" \t")
+        if match := _BAGGAGE_MEMBER.fullmatch(text):
+            key, value = match.groups()
+            members.append(_Member(unquote(key), unquote(value), text))
+    return members
+
+
+def _encoded(key: str, value: object) -> _Member:
+    text = str(value)
+    name = quote(str(key), safe=_SAFE_IN_KEY, errors="replace")
+    return _Member(key, text, f"{name}={quote(text, safe=_SAFE_IN_VALUE, errors='replace')}")
+
+
+def _members(context: Context) -> list[_Member]:
+    """
+    Return the baggage of ``context``: members as received while their value is, then changed and new ones.
+    """
+    found = context.get(_BAGGAGE_KEY)
+    values = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    received = context.get(_RECEIVED_KEY)
+    members: list[_Member] = []
+    unchanged: set[str] = set()
+    if isinstance(received, _Received):
+        # Of a key that came twice the API holds the last value; both stay if nobody changed that.
+        unchanged = {key for key, value in received.values.items() if key in values and values[key] == value}
+        members = [member for member in received.members if member.key in unchanged]
+    members += [_encoded(key, value) for key, value in values.items() if key and key not in unchanged]
+    return members
+
+
+def extract_baggage_from_headers(values: list[bytes], context: Context) -> Context:
+    """
+    Return ``context`` with the caller's baggage, or unchanged if there is none that follows the grammar.
+
+    Args:
+        values: Every ``baggage`` field, in order; they are one list.
+        context: What to add to. Of a key in both, the caller's value holds.
+    """
+    if not values:
+        return context
+    # Only what the limit can use is decoded.
+    came = _parsed(b",".join(values)[: _MAX_BAGGAGE_IN + 1].decode("latin-1"))
+    if not came:
+        return context
+    if _BAGGAGE_KEY in context:
+        keys = {member.key for member in came}
+        came = [member for member in _members(context) if member.key not in keys] + came
+    members = _within_limits(came)
+    if not members:
+        return context
+    held: dict[str, object] = {member.key: member.value for member in members}
+    received = _Received(held, members, ",".join([member.text for member in members]))
+    return Context({**context, _BAGGAGE_KEY: held, _RECEIVED_KEY: received})
+
+
+def format_baggage(context: Context) -> str:
+    """
+    Return the ``baggage`` header of ``context``, empty if there is none; within the limits of the specification.
+    """
+    held = context.get(_BAGGAGE_KEY)
+    if not held:
+        return ""
+    received = context.get(_RECEIVED_KEY)
+    if isinstance(received, _Received) and received.values is held:
+        return received.header
+    return ",".join([member.text for member in _within_limits(_members(context))])
+
+
+class BaggagePropagator(TextMapPropagator):
+    """
+    W3C Baggage. Properties survive a hop, although OpenTelemetry's baggage API holds plain values.
+    """
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """
+        Return ``context`` with the caller's baggage, or unchanged if there is none that follows the grammar.
+        """
+        context = Context() if context is None else context
+        try:
+            return extract_baggage_from_headers(_fields(getter, carrier, semconv.BAGGAGE), context)
+        except Exception:  # noqa: BLE001 - a getter of somebody else's
+            guard.report("baggage.extract")
+            return context
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """
+        Write ``baggage`` if there is any.
+        """
+        if header := format_baggage(otel_context.get_current() if context is None else context):
+            setter.set(carrier, semconv.BAGGAGE, header)
+
+    @property
+    def fields(self) -> set[str]:
+        """
+        The header that ``inject`` writes.
+        """
+        return {semconv.BAGGAGE}
+
+
+def _lower(name: object) -> str:
+    return name.decode("latin-1").lower() if isinstance(name, bytes) else str(name).lower()
+
+
+def _has_field(carrier: object, name: str) -> bool:
+    """
+    Tell whether a carrier that can be read (a mapping, or a list of pairs) has this field, whatever its case.
+    """
+    if isinstance(carrier, Mapping):
+        return any(_lower(key) == name for key in cast("Mapping[object, object]", carrier))
+    if isinstance(carrier, list):
+        pairs = cast("list[object]", carrier)
+        return any(isinstance(pair, tuple | list) and pair and _lower(pair[0]) == name for pair in pairs)
+    return False
+
+
+class RequestIdPropagator(TextMapPropagator):
+    """
+    The request id, under the names of the settings.
+
+    Args:
+        settings: Names to read and to write; those of the environment if None.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        settings = from_environment() if settings is None else settings
+        self._names = settings.request_id_headers
+        self._name = settings.response_header
+        self._lower_name = settings.response_header.lower()
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """
+        Return ``context`` with the caller's request id, or unchanged if there is no valid one.
+        """
+        context = Context() if context is None else context
+        try:
+            found, _ = request_id.from_headers(self._pairs(carrier, getter), self._names)
+        except Exception:  # noqa: BLE001 - a getter of somebody else's
+            guard.report("xrequestid.extract")
+            return context
+        return context if found is None else identity.set_in(context, identity.Identity(found))
+
+    def _pairs(self, carrier: CarrierT, getter: Getter[CarrierT]) -> list[tuple[bytes, bytes]]:
+        # By the carrier's own keys first: a plain dictionary is read by the exact key, and ours is X-Request-ID.
+        spelled = dict.fromkeys(getter.keys(carrier))
+        pairs: list[tuple[bytes, bytes]] = []
+        for name in self._names:
+            lower = name.decode("ascii")
+            keys = [key for key in spelled if _lower(key) == lower] or [lower]
+            pairs += [(name, value) for key in keys for value in _fields(getter, carrier, key)]
+        return pairs
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """
+        Write the current request id if there is one and the carrier has none: what a caller set is left alone.
+        """
+        found = identity.current() if context is None else identity.get_from(context)
+        if found is not None and not _has_field(carrier, self._lower_name):
+            setter.set(carrier, self._name, found.request_id)
+
+    @property
+    def fields(self) -> set[str]:
+        """
+        The header that ``inject`` writes.
+        """
+        return {self._name}
+
+
+class _Composite(CompositePropagator):
+    """
+    Propagators in order, each behind the never-raise boundary; with none, ``extract`` still returns a context.
+    """
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        context = Context() if context is None else context
+        for propagator in self._propagators:
+            try:
+                context = propagator.extract(carrier, context, getter=getter)
+            except Exception:  # noqa: BLE001 - a propagator of somebody else's
+                guard.report("propagator.extract")
+        return context
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        for propagator in self._propagators:
+            try:
+                propagator.inject(carrier, context, setter=setter)
+            except Exception:  # noqa: BLE001 - a propagator or a setter of somebody else's
+                guard.report("propagator.inject")
+
+
+def _load(name: str) -> TextMapPropagator | None:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - costs milliseconds and is rarely needed
+
+    try:
+        for entry in entry_points(group="opentelemetry_propagator", name=name):
+            loaded: object = entry.load()()
+            if isinstance(loaded, TextMapPropagator):
+                return loaded
+        reason = "none of that name is installed"
+    except Exception as error:  # noqa: BLE001 - whatever another package does when it is imported
+        reason = f"{type(error).__name__}: {error}"
+    guard.logger.warning("OTEL_PROPAGATORS: the propagator %r cannot be used (%s) and is left out", name, reason)
+    return None
+
+
+def build(settings: Settings) -> TextMapPropagator:
+    """
+    Return the propagators of ``settings``, in order, as one; never raises.
+
+    ``tracecontext``, ``baggage`` and ``xrequestid`` are ours. A name from elsewhere that does not load is left out with
+    one warning; without any name nothing is read and nothing is written.
+    """
+    propagators: list[TextMapPropagator] = []
+    for name in settings.propagators:
+        if name == "tracecontext":
+            propagators.append(TraceContextPropagator())
+        elif name == "baggage":
+            propagators.append(BaggagePropagator())
+        elif name == "xrequestid":
+            propagators.append(RequestIdPropagator(settings))
+        elif (loaded := _load(name)) is not None:
+            propagators.append(loaded)
+    return _Composite(propagators)
