@@ -1,0 +1,241 @@
+"""
+``otel-correlation find ID``: the request, the cause, the waterfall, the log lines, and where it looked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from otel_correlation.cli import FAILED, OK, USAGE, CommandError
+from otel_correlation.cli.terminal import Screen
+from otel_correlation.request_id import MIN_ROOT_LENGTH, parse
+from otel_correlation.semconv import OTEL_CORRELATION_STORES
+from otel_correlation.stores import StoreError, cause, configured, entry, find, waterfall
+from otel_correlation.stores.client import trace_id_of
+from otel_correlation.stores.model import span_to_json, trace_to_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from otel_correlation.stores import Cause, Json, LogLine, Span, Store, Trace
+
+# Traces told in full; of more only one line each.
+MAX_TOLD: Final = 3
+_BAR: Final = 28
+_FAILURE: Final = 500
+_HEAD: Final = "bold"
+_SOFT: Final = "dim"
+_BAD: Final = "bold red"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """
+    Print what the stores know of an id; return 0 if found, 1 if not, 2 if a store could not be asked.
+    """
+    wanted = arguments.id.strip()
+    if not wanted:
+        raise CommandError("the id is empty: give the X-Request-ID of a response, or a trace id")
+    try:
+        stores = configured(os.environ)
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+    traces, errors = find(stores, wanted)
+    if arguments.json:
+        print(json.dumps(as_json(wanted, traces, stores, errors), indent=2))
+    elif traces:
+        tell(Screen(), wanted, traces, stores, errors)
+    elif not errors:
+        _tell_nothing(Screen(), wanted, stores)
+    if traces:
+        return OK
+    if errors and not arguments.json:
+        raise CommandError("; ".join(map(str, errors)) + f" (start it with `otel-correlation serve`, or set {OTEL_CORRELATION_STORES})")
+    return USAGE if errors else FAILED
+
+
+def as_json(wanted: str, traces: Sequence[Trace], stores: Sequence[Store], errors: Sequence[StoreError]) -> Json:
+    """
+    Return what ``find --json`` prints.
+    """
+    told: list[Json] = []
+    for trace in traces:
+        begin, why = entry(trace), cause(trace)
+        told.append(
+            {
+                **trace_to_json(trace),
+                "request_ids": list(trace.request_ids),
+                "services": list(trace.services),
+                "entry": begin and span_to_json(begin),
+                "cause": why
+                and {
+                    "service": why.service,
+                    "place": why.place,
+                    "type": why.type,
+                    "message": why.message,
+                    "span_id": why.span_id,
+                    "fatal": why.fatal,
+                },
+            }
+        )
+    return {
+        "id": wanted,
+        "traces": told,
+        "looked_in": [store.name for store in stores],
+        "errors": [str(error) for error in errors],
+    }
+
+
+def tell(
+    screen: Screen, wanted: str, traces: Sequence[Trace], stores: Sequence[Store], errors: Sequence[StoreError]
+) -> None:
+    """
+    Print the newest traces in full and the others as one line each.
+    """
+    for trace in traces[:MAX_TOLD]:
+        _tell_trace(screen, trace)
+        screen.line()
+    for number, trace in enumerate(traces[MAX_TOLD:]):
+        if not number:
+            screen.line((f"Also for {wanted}", _HEAD))
+        begin = entry(trace)
+        screen.line("  ", trace.trace_id, "  ", _title(begin) if begin else "log lines only")
+    spans, lines = sum(len(trace.spans) for trace in traces), sum(len(trace.logs) for trace in traces)
+    screen.line(
+        (f"Looked in {'; '.join(store.name for store in stores)}: ", _SOFT),
+        (f"{len(traces)} trace{'s' * (len(traces) != 1)}, {spans} spans, {lines} log lines", _SOFT),
+    )
+    for error in errors:
+        screen.line((f"Not asked: {error}", _BAD))
+    if not lines:
+        screen.line(("Next: services send their log lines here with OTEL_LOGS_EXPORTER=otlp", _SOFT))
+    elif len(traces) > 1:
+        screen.line(("Next: one of them alone by its trace id: otel-correlation find TRACE_ID", _SOFT))
+    else:
+        screen.line((f"Next: all attributes with `otel-correlation find {wanted} --json`, or on the viewer's page", _SOFT))
+
+
+def _tell_trace(screen: Screen, trace: Trace) -> None:
+    begin = entry(trace)
+    if begin is None:
+        screen.line(("Log lines only: the trace was not sampled, or its spans went elsewhere", _HEAD))
+    else:
+        screen.line(
+            (_title(begin), _BAD if _failed(begin) else _HEAD),
+            f"  {_took(begin)}  {_time(begin.start_ns)}  {begin.service}",
+        )
+    screen.line(("request id  ", _SOFT), ", ".join(trace.request_ids) or "none")
+    screen.line(("trace id    ", _SOFT), trace.trace_id)
+    if why := cause(trace):
+        _tell_cause(screen, why)
+    if trace.spans:
+        _tell_waterfall(screen, trace)
+    _tell_logs(screen, trace)
+
+
+def _tell_cause(screen: Screen, why: Cause) -> None:
+    screen.line()
+    screen.line(("Cause", _BAD) if why.fatal else ("Handled on the way (the request succeeded)", _HEAD))
+    screen.line("  ", (why.service, _HEAD), "  ", why.place)
+    for number, text in enumerate(f"{why.type}: {why.message}".rstrip(": ").splitlines()):
+        screen.line("  ", (text, _BAD if number == 0 else ""))
+
+
+def _tell_waterfall(screen: Screen, trace: Trace) -> None:
+    rows = waterfall(trace)
+    begin = min(span.start_ns for span in trace.spans)
+    total = max(span.end_ns for span in trace.spans) - begin or 1
+    labels = [f"{'  ' * depth}{span.service}  {_short(span)}" for depth, span in rows]
+    width = min(max(map(len, labels)), max(screen.width - _BAR - 22, 24))
+    screen.line()
+    screen.line(("Waterfall", _HEAD))
+    for label, (_, span) in zip(labels, rows, strict=True):
+        left = min(int((span.start_ns - begin) / total * _BAR), _BAR - 1)
+        length = max(1, min(round((span.end_ns - span.start_ns) / total * _BAR), _BAR - left))
+        cut = label if len(label) <= width else label[: width - 1] + "…"
+        style = "red" if _failed(span) else "cyan"
+        screen.line(
+            "  ",
+            (cut.ljust(width), _BAD if _failed(span) else ""),
+            "  ",
+            (" " * left + "━" * length, style),
+            " " * (_BAR - left - length),
+            f" {_took(span):>10}",
+            (f"  {_status(span) or ('failed' if _failed(span) else '')}", style),
+        )
+
+
+def _tell_logs(screen: Screen, trace: Trace) -> None:
+    screen.line()
+    screen.line((f"Log lines ({len(trace.logs)})" if trace.logs else "Log lines: none received", _HEAD))
+    service = max((len(line.service) for line in trace.logs), default=0)
+    for line in trace.logs:
+        first, *rest = line.body.splitlines() or [""]
+        style = _BAD if line.severity.upper() in ("ERROR", "FATAL", "CRITICAL") else ""
+        screen.line("  ", (_clock(line.time_ns), _SOFT), f" {line.severity:<7.7} ", (line.service.ljust(service), _HEAD), " ", (first, style))
+        for text in rest:
+            screen.line("    ", text)
+        for text in _exception_of(line):
+            screen.line("    ", (text, _SOFT))
+
+
+def _exception_of(line: LogLine) -> list[str]:
+    """
+    Return the last line of a logged traceback: what was raised. The whole of it is in ``--json``.
+    """
+    kind, message = (line.attributes.get(f"exception.{key}") for key in ("type", "message"))
+    return f"{kind}: {message or ''}".rstrip(": ").splitlines()[:1] if kind else []
+
+
+def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
+    screen.line((f"Nothing found for {wanted}", _HEAD))
+    screen.line(f"Looked in {'; '.join(store.name for store in stores)}")
+    trace_id = trace_id_of(wanted) if parse(wanted.encode()) else None
+    if parse(wanted.encode()) is None:
+        screen.line("  - this is no valid request id: the service has replaced it; take the X-Request-ID of the response")
+    elif trace_id is None:
+        screen.line(f"  - an id of fewer than {MIN_ROOT_LENGTH} characters never names a trace; it was searched as the attribute request_id")
+    else:
+        screen.line(f"  - looked up as trace id {trace_id} too; a caller that also sent a traceparent has another trace id")
+    screen.line("  - the trace may not be sampled: OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG of the service")
+    screen.line("  - its exporter may send elsewhere, or not at all: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_EXPORTER")
+    screen.line("  - the request may be older than what the store keeps, or younger than a second")
+    screen.line((f"Next: `otel-correlation doctor` in the service's environment; {OTEL_CORRELATION_STORES} names other stores", _SOFT))
+
+
+def _title(span: Span) -> str:
+    method = span.attributes.get("http.request.method")
+    if not isinstance(method, str):
+        return span.name
+    where = span.attributes.get("http.route") or span.attributes.get("url.path") or ""
+    return " ".join(str(part) for part in (method, where, _status(span)) if part)
+
+
+def _short(span: Span) -> str:
+    return f"→ {span.name}" if span.kind == "CLIENT" else span.name
+
+
+def _status(span: Span) -> str:
+    value = span.attributes.get("http.response.status_code")
+    return str(value) if isinstance(value, int) else ""
+
+
+def _failed(span: Span) -> bool:
+    value = span.attributes.get("http.response.status_code")
+    return span.failed or (isinstance(value, int) and value >= _FAILURE)
+
+
+def _took(span: Span) -> str:
+    milliseconds = (span.end_ns - span.start_ns) / 1e6
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"  # noqa: PLR2004
+
+
+def _time(ns: int) -> str:
+    return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{ns // 10**6 % 1000:03}Z"
+
+
+def _clock(ns: int) -> str:
+    return _time(ns)[11:-1]

@@ -1,0 +1,284 @@
+"""
+The bounded SQLite store behind the receiver: one thread owns the one connection.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from otel_correlation.request_id import to_trace_id
+from otel_correlation.stores.model import Trace, log_from_json, log_to_json, span_from_json, span_to_json
+from otel_correlation.stores.story import entry
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from otel_correlation.stores.model import Json, LogLine, Span
+
+MAX_ROWS: Final = 200_000
+MAX_BYTES: Final = 256 * 1024 * 1024
+# One endless trace must not push out all others, nor make a page that no browser can show.
+MAX_TRACE_ROWS: Final = 10_000
+# The most traces that one id may bring up: short ids repeat.
+MAX_FOUND: Final = 20
+_ENTRY_CANDIDATES: Final = 50
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE traces (seq INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT UNIQUE NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE spans (
+    trace_id TEXT NOT NULL, span_id TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, failed INTEGER NOT NULL,
+    service TEXT NOT NULL, request_id TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (trace_id, span_id)
+);
+CREATE TABLE logs (
+    trace_id TEXT NOT NULL, digest BLOB NOT NULL, time_ns INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL,
+    data TEXT NOT NULL, PRIMARY KEY (trace_id, digest)
+);
+CREATE INDEX spans_by_request_id ON spans (request_id) WHERE request_id <> '';
+CREATE INDEX logs_by_request_id ON logs (request_id) WHERE request_id <> '';
+"""
+
+
+class StoreFileError(Exception):
+    """
+    A database file that cannot be used. Its text is one line for a person.
+    """
+
+
+@dataclass(slots=True)
+class Counts:
+    """
+    What the store holds and what it let go, by reason.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    duplicates: int = 0
+    dropped_traces: int = 0
+    dropped_rows: int = 0
+    over_trace_limit: int = 0
+
+
+class LocalStore:
+    """
+    Keeps spans and log lines by trace id and by request id, within bounds; the oldest trace goes first, as a whole.
+
+    Every method may be called from any thread and answers with a future: the work is done by the one thread that owns the
+    connection. What arrives twice (delivery is at-least-once) is kept once.
+    """
+
+    def __init__(
+        self,
+        path: str = ":memory:",
+        *,
+        max_rows: int = MAX_ROWS,
+        max_bytes: int = MAX_BYTES,
+        max_trace_rows: int = MAX_TRACE_ROWS,
+    ) -> None:
+        """
+        Open ``path`` or make it.
+
+        Raises:
+            StoreFileError: The file is no store of ours, is in use, or cannot be written.
+        """
+        self.counts = Counts()
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._max_trace_rows = max_trace_rows
+        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="otel-correlation-store")
+        try:
+            self._db = self._owner.submit(self._open, path).result()
+        except BaseException:
+            self._owner.shutdown()
+            raise
+
+    def add(self, spans: tuple[Span, ...], logs: tuple[LogLine, ...]) -> Future[None]:
+        """
+        Keep ``spans`` and ``logs`` in one transaction; done when they can be found.
+        """
+        return self._owner.submit(self._add, spans, logs)
+
+    def recent(
+        self, *, request_id: str = "", trace_id: str = "", service: str = "", limit: int = 50
+    ) -> Future[list[dict[str, Json]]]:
+        """
+        Return one summary a trace, newest first, of those that meet every condition that is not empty.
+        """
+        return self._owner.submit(self._recent, request_id, trace_id, service, limit)
+
+    def trace(self, trace_id: str) -> Future[Trace | None]:
+        """
+        Return the whole trace.
+        """
+        return self._owner.submit(self._trace, trace_id)
+
+    def find(self, wanted: str) -> Future[list[Trace]]:
+        """
+        Return the newest traces that ``wanted`` names: by the trace id that it is or leads to, and by request id.
+        """
+        return self._owner.submit(self._find, wanted)
+
+    def close(self) -> None:
+        """
+        Finish what was asked for and close the file.
+        """
+        self._owner.submit(self._db.close).result()
+        self._owner.shutdown()
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            try:
+                # Exclusive: bounds and counts are kept in memory, so a second process must not write.
+                db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=NORMAL")
+                db.execute("BEGIN IMMEDIATE")
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                if version == 0 and tables == 0:
+                    for statement in _SCHEMA.split(";"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+                elif version != _SCHEMA_VERSION:
+                    raise StoreFileError(f"{path} is a database of something else or of another version: name another file")
+                self.counts.rows, self.counts.bytes = db.execute(
+                    "SELECT coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM traces"
+                ).fetchone()
+                db.execute("COMMIT")
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.Error as error:
+            raise StoreFileError(f"{path} cannot be used as the store: {error}") from error
+        return db
+
+    def _add(self, spans: tuple[Span, ...], logs: tuple[LogLine, ...]) -> None:
+        before = Counts(**{name: getattr(self.counts, name) for name in Counts.__slots__})
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for span in spans:
+                self._add_span(span)
+            for line in logs:
+                self._add_log(line)
+            self._evict()
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            self.counts = before
+            raise
+
+    def _add_span(self, span: Span) -> None:
+        data = _dump(span_to_json(span))
+        if self._has_room(span.trace_id):
+            values = (span.trace_id, span.span_id, span.start_ns, span.end_ns, span.failed, span.service, span.request_id)
+            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
+            self._count(span.trace_id, len(data), done.rowcount)
+
+    def _add_log(self, line: LogLine) -> None:
+        data = _dump(log_to_json(line))
+        if self._has_room(line.trace_id):
+            digest = blake2b(data.encode(), digest_size=16).digest()
+            values = (line.trace_id, digest, line.time_ns, line.service, line.request_id)
+            done = self._db.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?, ?, ?, ?)", (*values, data))
+            self._count(line.trace_id, len(data), done.rowcount)
+
+    def _has_room(self, trace_id: str) -> bool:
+        self._db.execute("INSERT OR IGNORE INTO traces (trace_id, rows, bytes) VALUES (?, 0, 0)", (trace_id,))
+        rows = self._db.execute("SELECT rows FROM traces WHERE trace_id = ?", (trace_id,)).fetchone()[0]
+        if rows < self._max_trace_rows:
+            return True
+        self.counts.over_trace_limit += 1
+        return False
+
+    def _count(self, trace_id: str, size: int, inserted: int) -> None:
+        if not inserted:
+            self.counts.duplicates += 1
+            return
+        self._db.execute("UPDATE traces SET rows = rows + 1, bytes = bytes + ? WHERE trace_id = ?", (size, trace_id))
+        self.counts.rows += 1
+        self.counts.bytes += size
+
+    def _evict(self) -> None:
+        while self.counts.rows > self._max_rows or self.counts.bytes > self._max_bytes:
+            seq, trace_id, rows, size = self._db.execute("SELECT * FROM traces ORDER BY seq LIMIT 1").fetchone()
+            self._db.execute("DELETE FROM spans WHERE trace_id = ?", (trace_id,))
+            self._db.execute("DELETE FROM logs WHERE trace_id = ?", (trace_id,))
+            self._db.execute("DELETE FROM traces WHERE seq = ?", (seq,))
+            self.counts.rows -= rows
+            self.counts.bytes -= size
+            self.counts.dropped_rows += rows
+            self.counts.dropped_traces += 1
+
+    def _recent(self, request_id: str, trace_id: str, service: str, limit: int) -> list[dict[str, Json]]:
+        conditions: list[str] = []
+        values: list[str | int] = []
+        for column, value in (("request_id", request_id), ("service", service)):
+            if value:
+                conditions.append(
+                    f"(EXISTS (SELECT 1 FROM spans s WHERE s.trace_id = t.trace_id AND s.{column} = ?)"
+                    f" OR EXISTS (SELECT 1 FROM logs l WHERE l.trace_id = t.trace_id AND l.{column} = ?))"
+                )
+                values += [value, value]
+        if trace_id:
+            conditions.append("t.trace_id = ?")
+            values.append(trace_id.lower())
+        where = " AND ".join(conditions) or "1"
+        rows = self._db.execute(f"SELECT trace_id FROM traces t WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit))
+        return [self._summary(row[0]) for row in rows.fetchall()]
+
+    def _summary(self, trace_id: str) -> dict[str, Json]:
+        one = (trace_id,)
+        spans, failed, start, end = self._db.execute(
+            "SELECT count(*), coalesce(sum(failed), 0), min(start_ns), max(end_ns) FROM spans WHERE trace_id = ?", one
+        ).fetchone()
+        logs, first_log = self._db.execute("SELECT count(*), min(time_ns) FROM logs WHERE trace_id = ?", one).fetchone()
+        early = self._db.execute(
+            "SELECT data FROM spans WHERE trace_id = ? ORDER BY start_ns LIMIT ?", (trace_id, _ENTRY_CANDIDATES)
+        )
+        begin = entry(Trace.of(trace_id, (span_from_json(json.loads(row[0])) for row in early), ()))
+        both = (
+            "SELECT {0} FROM (SELECT {0}, start_ns AS t FROM spans WHERE trace_id = ?1 UNION ALL"
+            " SELECT {0}, time_ns FROM logs WHERE trace_id = ?1) WHERE {0} <> '' GROUP BY {0} ORDER BY min(t) LIMIT 20"
+        )
+        return {
+            "trace_id": trace_id,
+            "entry": None if begin is None else {**span_to_json(begin), "events": [], "links": []},
+            "request_ids": [row[0] for row in self._db.execute(both.format("request_id"), one)],
+            "services": [row[0] for row in self._db.execute(both.format("service"), one)],
+            "start_ns": str(first_log if start is None else start),
+            "duration_ns": str(end - start if spans else 0),
+            "spans": spans,
+            "logs": logs,
+            "errors": failed,
+        }
+
+    def _trace(self, trace_id: str) -> Trace | None:
+        one = (trace_id.lower(),)
+        spans = self._db.execute("SELECT data FROM spans WHERE trace_id = ?", one).fetchall()
+        logs = self._db.execute("SELECT data FROM logs WHERE trace_id = ?", one).fetchall()
+        if not spans and not logs:
+            return None
+        return Trace.of(
+            one[0],
+            (span_from_json(json.loads(row[0])) for row in spans),
+            (log_from_json(json.loads(row[0])) for row in logs),
+        )
+
+    def _find(self, wanted: str) -> list[Trace]:
+        bits = to_trace_id(wanted)
+        rows = self._db.execute(
+            "SELECT trace_id FROM traces WHERE trace_id = ?2 OR trace_id IN (SELECT trace_id FROM spans WHERE request_id = ?1"
+            " AND request_id <> '' UNION SELECT trace_id FROM logs WHERE request_id = ?1 AND request_id <> '')"
+            " ORDER BY trace_id <> ?2, seq DESC LIMIT ?3",
+            (wanted, "" if bits is None else f"{bits:032x}", MAX_FOUND),
+        ).fetchall()
+        return [trace for row in rows if (trace := self._trace(row[0])) is not None]
+
+
+def _dump(value: dict[str, Json]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

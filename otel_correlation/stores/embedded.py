@@ -1,0 +1,30 @@
+"""
+The embedded store of ``otel-correlation serve``, asked over HTTP.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from otel_correlation.stores.client import Http, StoreError
+from otel_correlation.stores.model import Trace, as_list, as_object, trace_from_json
+
+
+class EmbeddedStore:
+    """
+    Finds traces and their log lines in a running ``otel-correlation serve``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._http = Http(url)
+        self.name = f"the embedded store at {self._http.url}"
+
+    def find(self, wanted: str, /) -> list[Trace]:
+        # "." and ".." would be taken for a step in the path.
+        status, answer = self._http.get("/api/find/" + quote(wanted, safe="").replace(".", "%2E"))
+        try:
+            if status != 404:  # noqa: PLR2004
+                return [trace_from_json(trace) for trace in as_list(as_object(answer).get("traces"))]
+        except ValueError as error:
+            raise StoreError(f"{self._http.url} did not answer as an embedded store does ({error})") from error
+        raise StoreError(f"{self._http.url} is something else than an embedded store (no /api/find there)")
