@@ -381,6 +381,29 @@ def _members(context: Context) -> list[_Member]:
     return members
 
 
+def extract_baggage_from_headers(values: list[bytes], context: Context) -> Context:
+    """
+    Return ``context`` with the caller's baggage, or unchanged if there is none that follows the grammar.
+
+    Args:
+        values: Every ``baggage`` field, in order; they are one list.
+        context: What to add to. Of a key in both, the caller's value holds.
+    """
+    if not values:
+        return context
+    # Only what the limits can use is decoded.
+    came = _parsed(b",".join(values)[: _MAX_BAGGAGE_IN + 1].decode("latin-1"))
+    if came and _BAGGAGE_KEY in context:
+        keys = {member.key for member in came}
+        came = [member for member in _members(context) if member.key not in keys] + came
+    members = _within_limits(came)
+    if not members:
+        return context
+    held: dict[str, object] = {member.key: member.value for member in members}
+    received = _Received(held, members, ",".join([member.text for member in members]))
+    return Context({**context, _BAGGAGE_KEY: held, _RECEIVED_KEY: received})
+
+
 def format_baggage(context: Context) -> str:
     """
     Return the ``baggage`` header of ``context``, empty if there is none; within the limits of the specification.
@@ -399,29 +422,6 @@ class BaggagePropagator(TextMapPropagator):
     W3C Baggage. Properties survive a hop, although OpenTelemetry's baggage API holds plain values.
     """
 
-    @staticmethod
-    def extract_from_headers(values: list[bytes], context: Context) -> Context:
-        """
-        Return ``context`` with the caller's baggage, or unchanged if there is none that follows the grammar.
-
-        Args:
-            values: Every ``baggage`` field, in order; they are one list.
-            context: What to add to. Of a key in both, the caller's value holds.
-        """
-        if not values:
-            return context
-        # Only what the limits can use is decoded.
-        came = _parsed(b",".join(values)[: _MAX_BAGGAGE_IN + 1].decode("latin-1"))
-        if came and _BAGGAGE_KEY in context:
-            keys = {member.key for member in came}
-            came = [member for member in _members(context) if member.key not in keys] + came
-        members = _within_limits(came)
-        if not members:
-            return context
-        held: dict[str, object] = {member.key: member.value for member in members}
-        received = _Received(held, members, ",".join([member.text for member in members]))
-        return Context({**context, _BAGGAGE_KEY: held, _RECEIVED_KEY: received})
-
     def extract(
         self,
         carrier: CarrierT,
@@ -433,7 +433,7 @@ class BaggagePropagator(TextMapPropagator):
         """
         context = Context() if context is None else context
         try:
-            return self.extract_from_headers(_fields(getter, carrier, semconv.BAGGAGE), context)
+            return extract_baggage_from_headers(_fields(getter, carrier, semconv.BAGGAGE), context)
         except Exception:  # noqa: BLE001 - a getter of somebody else's
             guard.report("baggage.extract")
             return context
