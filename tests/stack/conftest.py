@@ -69,7 +69,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     A failed test shows the end of every process's log.
     """
     report = yield
-    if report.failed and (machine := item.stash.get(MACHINE, None)):
+    machines = [node.stash[MACHINE] for node in item.listchain() if MACHINE in node.stash] if report.failed else []
+    for machine in machines:
         for process in machine.processes:
             tail = process.log.read_text(errors="replace").splitlines()[-60:]
             report.sections.append((f"log of {process.name} ({process.log})", "\n".join(tail)))
