@@ -1,0 +1,276 @@
+"""
+How a record looks: one JSON object or one readable line, and nothing that a caller sent can end the line (CWE-117).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_correlation import semconv
+from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+# What logging itself puts on a record (taskName from Python 3.12 on), and what uvicorn adds for its own formatter.
+_OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+_NOT_EXTRA: Final = _OWN.union(FIELDS, CONTRIB_FIELDS, (CORRELATION_ID,))
+
+# C0, DEL, C1 (ESC, CR, LF, NEL), the line and paragraph separators, the marks that reorder text on a screen, and lone
+# surrogates, which cannot be written as UTF-8.
+_UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE_BUT_TAB: Final = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+_DEPTH: Final = 8
+_ITEMS: Final = 256
+
+# str(pydantic.ValidationError) and SQLAlchemy's errors quote what a user sent. Both quote by repr(), on one line.
+_PYDANTIC_INPUT: Final = re.compile(r"input_value=[^\n]*(?=, input_type=)")
+_SQL_PARAMETERS: Final = re.compile(r"\[parameters: [^\n]*\]")
+
+
+def scrub(text: str) -> str:
+    """
+    Return an exception's text without the values that pydantic and SQLAlchemy quote in it.
+    """
+    if "input_value=" in text:
+        text = _PYDANTIC_INPUT.sub("input_value=REDACTED", text)
+    if "[parameters: " in text:
+        text = _SQL_PARAMETERS.sub("[parameters: REDACTED]", text)
+    return text
+
+
+def exception_text(
+    exc_info: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+) -> str:
+    """
+    Return the traceback of ``exc_info`` as every output shows it; never raises.
+    """
+    kind, error, trace = exc_info
+    if kind is None:
+        return ""
+    try:
+        return scrub("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+    except Exception:  # noqa: BLE001 - an exception whose own text raises
+        return f"{kind.__module__}.{kind.__qualname__} (its text could not be made)"
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """
+    Return the message of ``record``; arguments that do not fit it are shown beside it instead of raising.
+    """
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit
+        return f"{text_of(record.msg)} (arguments {text_of(record.args)} do not fit: {type(error).__name__})"
+
+
+def record_exception(record: logging.LogRecord) -> str:
+    """
+    Return the traceback that belongs to ``record``, or an empty text.
+    """
+    if isinstance(record.exc_info, tuple):
+        return exception_text(record.exc_info)
+    # A record that went through a queue or a socket has only the text.
+    return scrub(record.exc_text) if record.exc_text else ""
+
+
+def extras_of(record: logging.LogRecord) -> dict[str, Any]:
+    """
+    Return what ``extra`` and ``bind`` put on ``record``, in their order.
+    """
+    return {str(name): value for name, value in list(record.__dict__.items()) if name not in _NOT_EXTRA}
+
+
+def text_of(value: object) -> str:
+    """
+    Return ``str(value)``, or what can be said when that raises.
+    """
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - user's __str__
+        try:
+            return repr(value)
+        except Exception:  # noqa: BLE001 - user's __repr__
+            return f"<{type(value).__qualname__} without text>"
+
+
+def plain(value: object, depth: int = _DEPTH) -> Any:
+    """
+    Return ``value`` as str, bool, int, float, None, lists and dicts of them: finite, bounded and without cycles.
+
+    Numbers that JSON or OTLP cannot carry (NaN, infinities, more than 64 bits) become text.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is int:
+        return value if -(1 << 63) <= value < (1 << 63) else text_of(value)  # type: ignore[operator]
+    if kind is float:
+        return value if value - value == 0.0 else text_of(value)  # type: ignore[operator]
+    if depth > 0:
+        try:
+            if isinstance(value, dict):
+                pairs = list(value.items())[:_ITEMS]
+                return {text_of(key): plain(item, depth - 1) for key, item in pairs}
+            if isinstance(value, list | tuple | set | frozenset):
+                return [plain(item, depth - 1) for item in list(value)[:_ITEMS]]
+        except Exception:  # noqa: BLE001 - changed by another thread meanwhile, or a strange subclass
+            return f"<{kind.__qualname__}>"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return f"<{kind.__qualname__} too deep>"
+    return text_of(value)
+
+
+class _Clock:
+    """
+    Times of records as text; the part before the milliseconds is made once a second.
+    """
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = (-1, "", "")
+
+    def utc(self, created: float) -> str:
+        seconds, text, _ = self._at(created)
+        return f"{text}.{int((created - seconds) * 1000):03d}Z"
+
+    def local(self, created: float) -> str:
+        seconds, _, text = self._at(created)
+        return f"{text}.{int((created - seconds) * 1000):03d}"
+
+    def _at(self, created: float) -> tuple[int, str, str]:
+        last = self.last
+        seconds = int(created // 1)
+        if last[0] != seconds:
+            utc = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+            self.last = last = (seconds, utc, time.strftime("%H:%M:%S", time.localtime(seconds)))
+        return last
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=text_of).encode
+
+
+class JsonLines(logging.Formatter):
+    """
+    One JSON object on one line (RFC 8259), fields in a fixed order, empty ones left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = _Clock()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """
+        Return the line of ``record``; never raises.
+        """
+        found = record.__dict__
+        line: dict[str, Any] = {
+            "timestamp": self._clock.utc(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": message_of(record),
+        }
+        for name in FIELDS:
+            value = found.get(name)
+            if value is not None and value != "":
+                line[name] = value
+        extras = {} if len(found) <= len(_NOT_EXTRA) and not (found.keys() - _NOT_EXTRA) else extras_of(record)
+        for name, value in extras.items():
+            key = name
+            while key in line or key in _LAST:
+                key = "extra." + key
+            line[key] = value
+        error = record_exception(record)
+        if error:
+            line["exception"] = error
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        try:
+            text = _encode(line)
+        except Exception:  # noqa: BLE001 - a cycle, NaN, a key that is no text, a number of 5000 digits
+            text = _encode({name: plain(value) for name, value in line.items()})
+        # json has escaped everything below U+0020; what else could end a line or change the screen follows.
+        return text if text.isascii() and "\x7f" not in text else _UNSAFE.sub(_json_escape, text)
+
+
+_LAST: Final = ("exception", "stack")
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def _text_escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return _SHORT.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def one_line(text: str) -> str:
+    """
+    Return ``text`` with everything escaped that could end a line, move a cursor or reorder what a screen shows.
+    """
+    return _UNSAFE_BUT_TAB.sub(_text_escape, text)
+
+
+_COLOURS: Final = {"DEBUG": "36", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+class TextLines(logging.Formatter):
+    """
+    One readable line; a traceback follows it, each of its lines behind a bar so that none can pass for a record.
+    """
+
+    def __init__(self, *, colours: bool) -> None:
+        super().__init__()
+        self._colours = colours
+        self._clock = _Clock()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """
+        Return the line of ``record`` (and its traceback); never raises.
+        """
+        found = record.__dict__
+        level = f"{one_line(record.levelname):<8}"
+        fields = [
+            f"{name}={self._value(value)}"
+            for name, value in [
+                (semconv.REQUEST_ID, found.get(semconv.REQUEST_ID)),
+                (semconv.TRACE_ID, found.get(semconv.TRACE_ID)),
+                *extras_of(record).items(),
+            ]
+            if value is not None and value != ""
+        ]
+        if fields and found.get(semconv.REQUEST_ID) == found.get(semconv.TRACE_ID) != "":
+            del fields[0]  # minted from the trace id: the same 32 digits
+        time_text = self._clock.local(record.created)
+        name = one_line(record.name)
+        tail = one_line(" ".join(fields))
+        if self._colours:
+            level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
+            time_text = f"\x1b[2m{time_text}\x1b[0m"
+            name = f"\x1b[2m{name}\x1b[0m"
+            tail = f"\x1b[2m{tail}\x1b[0m" if tail else ""
+        line = f"{time_text} {level} {name}  {one_line(message_of(record))}"
+        if tail:
+            line += "  " + tail
+        for block in (record_exception(record), record.stack_info):
+            if block:
+                line += "".join("\n  | " + one_line(part) for part in block.split("\n"))
+        return line
+
+    @staticmethod
+    def _value(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:g}" if value != value else f"{value:.6g}"  # noqa: PLR0124 - NaN
+        text = text_of(value)
+        return repr(text) if " " in text or not text else text

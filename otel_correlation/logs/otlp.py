@@ -1,0 +1,190 @@
+"""
+Records over OTLP: every logger's, uvicorn's included, none twice, and never what the export itself logs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry._logs import LogRecord
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
+from opentelemetry.sdk._logs._internal import std_to_otel
+from opentelemetry.semconv.attributes import code_attributes, exception_attributes
+from opentelemetry.trace import TraceFlags
+
+from otel_correlation import guard, identity, semconv
+from otel_correlation.export import in_export
+from otel_correlation.logs import lines
+from otel_correlation.logs.record import FIELDS
+
+if TYPE_CHECKING:
+    import logging
+
+    from opentelemetry._logs import Logger, LoggerProvider
+
+    from otel_correlation.settings import Settings
+
+# What the export says about itself must not be exported: each failed batch would feed the next one.
+_NEVER: Final = ("opentelemetry.", "otel_correlation.export")
+_RECENT: Final = 1024
+_LOGGERS: Final = 1024
+# Of the SDK's 128; more would make it warn with every record.
+_ATTRIBUTES: Final = 100
+
+
+class Export:
+    """
+    Turns one record into one OpenTelemetry log record; never raises.
+    """
+
+    def __init__(self, provider: LoggerProvider, settings: Settings) -> None:
+        self._provider = provider
+        self._only_sampled = settings.logs_export == "sampled"
+        self._busy = threading.local()
+        self._loggers: dict[str, Logger] = {}
+        self._recent: set[tuple[Any, ...]] = set()
+        self._order: deque[tuple[Any, ...]] = deque()
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        """
+        Emit ``record`` unless it was emitted before, or comes from the export itself.
+        """
+        busy = self._busy.__dict__
+        if busy or in_export():  # made while this thread emits or exports another record
+            return
+        busy["now"] = True
+        try:
+            self._emit(record)
+        except Exception:  # a log call must not fail in user code
+            if os.environ.get(guard.STRICT_ENV):
+                raise
+            guard.count("internal_error.logs.export")
+        finally:
+            busy.clear()
+
+    def _emit(self, record: logging.LogRecord) -> None:
+        context = get_current()
+        if record.name.startswith(_NEVER) or record.name == "opentelemetry":
+            return
+        # Exporters of others mark their threads with this key; user code inside of a request may set it, too.
+        if context.get(_SUPPRESS_INSTRUMENTATION_KEY) and identity.get_from(context) is None:
+            return
+        if self._seen(record):
+            return
+        ids = _ids(record)
+        if self._only_sampled and ids is not None and not ids[2] & TraceFlags.SAMPLED:
+            return
+        out = LogRecord(
+            timestamp=int(record.created * 1e9),
+            observed_timestamp=time.time_ns(),
+            context=context,
+            severity_number=std_to_otel(record.levelno),
+            severity_text=record.levelname,
+            body=_utf8(lines.message_of(record)),
+            attributes=_attributes(record),
+        )
+        if ids is not None:
+            # The record's own: those of the request that made it, or the ones left on its exception.
+            out.trace_id, out.span_id, out.trace_flags = ids[0], ids[1], TraceFlags(ids[2])
+        logger = self._loggers.get(record.name)
+        if logger is None:
+            logger = self._provider.get_logger(record.name)
+            if len(self._loggers) < _LOGGERS:
+                self._loggers[record.name] = logger
+        logger.emit(out)
+
+    def _seen(self, record: logging.LogRecord) -> bool:
+        """
+        Return whether this record, or one that a queue or a socket copied, was emitted before.
+        """
+        if record.process is not None and record.process != os.getpid():
+            # Unpickled from another process: one that is correlated exports its own records.
+            return all(name in record.__dict__ for name in FIELDS)
+        key = (record.created, record.thread, record.name, record.lineno, record.relativeCreated)
+        if key in self._recent:
+            return True
+        self._recent.add(key)
+        self._order.append(key)
+        if len(self._order) > _RECENT:
+            self._recent.discard(self._order.popleft())
+        return False
+
+
+def _ids(record: logging.LogRecord) -> tuple[int, int, int] | None:
+    """
+    Return the ids on ``record`` as numbers, or None where they are not (or not only) ours.
+    """
+    found = record.__dict__
+    trace_id, span_id, flags = found.get(semconv.TRACE_ID), found.get(semconv.SPAN_ID), found.get(semconv.TRACE_FLAGS)
+    if not (isinstance(trace_id, str) and isinstance(span_id, str) and isinstance(flags, str)):
+        return None
+    if len(trace_id) != 32 or len(span_id) not in (0, 16) or len(flags) != 2:
+        return None
+    try:
+        return int(trace_id, 16), int(span_id or "0", 16), int(flags, 16)
+    except ValueError:
+        return None
+
+
+def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+    found = record.__dict__
+    attributes: dict[str, Any] = {}
+    request = found.get(semconv.REQUEST_ID)
+    if request:
+        attributes[semconv.REQUEST_ID] = _value(request)
+    for name, value in lines.extras_of(record).items():
+        if len(attributes) >= _ATTRIBUTES:
+            guard.count("log_attributes_dropped")
+            break
+        if name and value is not None:
+            attributes[_utf8(name)] = _value(value)
+    trace_id = found.get(semconv.TRACE_ID)
+    if trace_id and not (isinstance(trace_id, str) and len(trace_id) == 32):
+        attributes[semconv.TRACE_ID] = _value(trace_id)  # the user's own
+    if record.lineno:
+        attributes[code_attributes.CODE_FILE_PATH] = _utf8(record.pathname)
+        attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
+        if record.funcName:
+            attributes[code_attributes.CODE_FUNCTION_NAME] = _utf8(record.funcName)
+    if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
+        kind, error, _ = record.exc_info
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        attributes[exception_attributes.EXCEPTION_TYPE] = module + kind.__qualname__
+        attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(lines.scrub(lines.text_of(error)))
+        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(record.exc_info))
+    elif record.exc_text:
+        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.record_exception(record))
+    return attributes
+
+
+def _utf8(text: str) -> str:
+    """
+    Return ``text`` without lone surrogates: one would make the encoding of its whole batch fail.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def _value(value: object) -> Any:
+    kind = type(value)
+    if kind is str:
+        return _utf8(value)  # type: ignore[arg-type]
+    if kind is bool or kind is float:
+        return value
+    value = lines.plain(value)
+    if isinstance(value, str):
+        return _utf8(value)
+    if isinstance(value, dict):
+        return {_utf8(name): _value(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    return value

@@ -1,0 +1,379 @@
+"""
+Lines of ours, only where the application configured no logging itself.
+
+The decision is made late (``settle``) and taken back when the application configures logging after all. Nothing of ours
+stands on the root logger, where it would turn ``basicConfig()`` into a no-op; Python's handler of last resort is
+replaced instead. Before the decision, logging behaves as if we were not there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_correlation import guard
+from otel_correlation.logs.lines import JsonLines, TextLines
+from otel_correlation.logs.record import seams
+
+if TYPE_CHECKING:
+    from otel_correlation.settings import Settings
+
+LOG_LEVEL_ENV: Final = "OTEL_PYTHON_LOG_LEVEL"
+
+_ACCESS: Final = "uvicorn.access"
+_SERVER: Final = "uvicorn"
+# Top-level loggers whose handlers say nothing about the application: servers configure their own, and SQLAlchemy adds
+# one for ``echo=True``.
+_NOT_THE_APPLICATION: Final = frozenset(
+    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "sqlalchemy"}
+)
+# Their INFO (and DEBUG) lines hold whole URLs.
+_URL_LOGGERS: Final = ("httpx", "httpcore", "httpx2", "httpcore2")
+# The formats that a server sets by itself; a handler with another one was configured by the user.
+_STOCK_FORMATS: Final = frozenset(
+    {
+        "%(levelprefix)s %(message)s",
+        '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s',
+        "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+        "%(message)s",
+    }
+)
+_STOCK_FORMATTERS: Final = frozenset({"uvicorn.logging", "logging"})
+
+_request_logger: Final = logging.getLogger("otel_correlation.request")
+
+
+class _Level(int):
+    """
+    A level that we set: ``logger.level`` is this very object until the application sets one.
+    """
+
+
+class _Lines(logging.Handler):
+    """
+    Writes one record as one ``write`` to what ``sys.stdout`` is at that time; a lost line is counted, never raised.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record) + "\n"
+            stream = sys.stdout
+            if stream is None:
+                return
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:  # a stdout that is not UTF-8
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except Exception:  # noqa: BLE001 - a closed pipe must not fail a request
+            guard.count("log_line_lost")
+
+
+class _State:
+    """
+    What was decided in this process.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.settings: Settings | None = None
+        self.settled = False
+        self.pending: list[str] = []
+        self.level = _Level(logging.INFO)
+        # Set while our output is active:
+        self.handler: _Lines | None = None
+        self.replaced: Any = None
+        self.silenced: logging.Logger | None = None
+        self.summary_from = 0
+
+
+_state: Final = _State()
+
+
+def _after_fork() -> None:
+    _state.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def install(settings: Settings) -> None:
+    """
+    Begin to watch; nothing is written before ``settle``. A second call changes only the settings.
+    """
+    with _state.lock:
+        first = _state.settings is None
+        _state.settings = settings
+        _state.level = _Level(_wanted_level())
+        if not first:
+            return
+        for name in _URL_LOGGERS:
+            logger = logging.getLogger(name)
+            if logger.level == logging.NOTSET:
+                logger.setLevel(_Level(logging.WARNING))
+        seams.route = _before_settled
+
+
+def uninstall() -> None:
+    """
+    Take everything back.
+    """
+    with _state.lock:
+        _deactivate()
+        _restore_level(logging.getLogger(), logging.WARNING)
+        for name in _URL_LOGGERS:
+            _restore_level(logging.getLogger(name), logging.NOTSET)
+        seams.route = seams.reconsider = None
+        _state.settings = None
+        _state.settled = False
+        _state.pending.clear()
+
+
+def _wanted_level() -> int:
+    name = os.environ.get(LOG_LEVEL_ENV, "").strip()
+    if not name:
+        return logging.INFO
+    level = logging.getLevelNamesMapping().get(name.upper())
+    if level is None:
+        guard.logger.warning(
+            "%s=%s is not usable (one of debug, info, warning, error, critical); using info instead",
+            LOG_LEVEL_ENV,
+            ascii(name[:100]),
+        )
+        return logging.INFO
+    return level
+
+
+def settle() -> None:
+    """
+    Decide whether the application configured logging; call it at lifespan start-up and with every request.
+
+    Free once decided. The application's configuration wins later, too.
+    """
+    if _state.settled:
+        return
+    with _state.lock:
+        settings = _state.settings
+        if _state.settled or settings is None:
+            return
+        _state.settled = True
+        seams.route = None
+        # dictConfig() and fileConfig() disable every logger that exists; problems must be visible all the same.
+        guard.logger.disabled = _request_logger.disabled = False
+        if not _configured():
+            if settings.log_format != "none":
+                _activate(settings)
+            if settings.log_format != "none" or seams.export is not None:
+                _raise_level()
+        pending, _state.pending = _state.pending, []
+    for text in pending:
+        guard.logger.info("%s", text)
+
+
+def startup_line(text: str) -> None:
+    """
+    Say ``text`` once, at INFO, as soon as it is decided where lines go.
+    """
+    with _state.lock:
+        if not _state.settled:
+            _state.pending.append(text)
+            return
+    guard.logger.info("%s", text)
+
+
+def summary(
+    method: str,
+    route: str | None,
+    path: str,
+    status: int,
+    duration_ms: float,
+    *,
+    level: int | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """
+    Write the one line of a request, in place of the server's access line, while our output is active; else nothing.
+
+    Args:
+        method: The request's method.
+        route: The route's template, or None where no route was found.
+        path: The path without its query, shown where there is no route.
+        status: The response's status.
+        duration_ms: Milliseconds from the request's start to the last byte of the response.
+        level: ERROR for a 5xx status and INFO for all others, unless given.
+        extra: More fields of the line.
+    """
+    if _state.handler is None:
+        return
+    if level is None:
+        level = logging.ERROR if status >= 500 else logging.INFO
+    if level < _state.summary_from or not _request_logger.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {"method": method, "status": status, "duration_ms": round(duration_ms, 3)}
+    if route is not None:
+        fields["route"] = route
+    if extra:
+        fields.update(extra)
+    args = (method, path if route is None else route, status, duration_ms)
+    # Not through Logger.info: the place in the code would be ours and says nothing.
+    record = logging.LogRecord(_request_logger.name, level, "", 0, "%s %s %d %.1f ms", args, None)
+    record.__dict__.update(fields)
+    _request_logger.handle(record)
+
+
+def active() -> bool:
+    """
+    Return whether lines of ours are written.
+    """
+    return _state.handler is not None
+
+
+def _configured() -> bool:
+    """
+    Return whether the application configured logging itself.
+    """
+    # None is how an application says that it wants no line of last resort.
+    if logging.getLogger().handlers or logging.lastResort is None:
+        return True
+    loggers = list(logging.Logger.manager.loggerDict.items())
+    return any(
+        isinstance(logger, logging.Logger) and any(_counts(logger, handler) for handler in logger.handlers)
+        for _, logger in loggers
+    )
+
+
+def _counts(logger: logging.Logger, handler: logging.Handler) -> bool:
+    if isinstance(handler, logging.NullHandler):
+        return False
+    return logger.name.partition(".")[0] not in _NOT_THE_APPLICATION
+
+
+def _activate(settings: Settings) -> None:
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and _is_terminal())
+    handler = _Lines()
+    handler.setFormatter(TextLines(colours=_wants_colours()) if as_text else JsonLines())
+    _state.handler = handler
+    _state.replaced = logging.lastResort
+    logging.lastResort = handler
+    access = logging.getLogger(_ACCESS)
+    _state.summary_from = _summary_from(access)
+    if _is_taken_over(access):
+        # Its records are not even made: the summary line replaces them.
+        access.disabled = True
+        _state.silenced = access
+    seams.route = _route
+    seams.reconsider = _reconsider
+
+
+def _deactivate() -> None:
+    handler = _state.handler
+    if handler is None:
+        return
+    seams.route = seams.reconsider = None
+    _state.handler = None
+    if logging.lastResort is handler:
+        logging.lastResort = _state.replaced
+    handler.close()
+    if _state.silenced is not None:
+        _state.silenced.disabled = False
+        _state.silenced = None
+
+
+def _raise_level() -> None:
+    root = logging.getLogger()
+    # WARNING is what Python sets; anything else was chosen.
+    if type(root.level) is int and root.level == logging.WARNING:
+        root.setLevel(_state.level)
+
+
+def _restore_level(logger: logging.Logger, level: int) -> None:
+    if isinstance(logger.level, _Level):
+        logger.setLevel(level)
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdout is not None and sys.stdout.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _wants_colours() -> bool:
+    # https://no-color.org
+    return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _summary_from(access: logging.Logger) -> int:
+    """
+    Return the level from which the summary line is wanted: what the user told the server about its access lines.
+    """
+    gunicorns = logging.getLogger("gunicorn.access").handlers
+    if not access.handlers and not access.propagate and access.handlers is not gunicorns:
+        return sys.maxsize  # uvicorn --no-access-log
+    if access.handlers and not _is_taken_over(access):
+        return sys.maxsize  # the user's own access log stays
+    return access.level
+
+
+def _is_stock(handler: logging.Handler) -> bool:
+    if type(handler) is not logging.StreamHandler:
+        return False
+    if handler.stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        return False
+    formatter = handler.formatter
+    return formatter is None or (type(formatter).__module__ in _STOCK_FORMATTERS and formatter._fmt in _STOCK_FORMATS)
+
+
+def _is_taken_over(logger: logging.Logger) -> bool:
+    """
+    Return whether every handler that ``logger`` would call is one that the server set by itself, on the console.
+    """
+    found = False
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            if not _is_stock(handler):
+                return False
+            found = True
+        at = at.parent if at.propagate else None
+    return found
+
+
+def _before_settled(logger: logging.Logger, record: logging.LogRecord) -> bool:
+    # uvicorn says this in the process that serves, once the application is imported; lifespan start-up comes after it.
+    if logger.name == "uvicorn.error" and str(record.msg).startswith("Started server process"):
+        settle()
+        return seams.route is not None and seams.route(logger, record)
+    return False
+
+
+def _route(logger: logging.Logger, record: logging.LogRecord) -> bool:
+    handler = _state.handler
+    if handler is None or logging.root.handlers:
+        _stand_down()
+        # Made because of our level, not the application's.
+        return not logger.isEnabledFor(record.levelno)
+    if logger.name.startswith(_SERVER) and _is_taken_over(logger):
+        handler.handle(record)
+        return True
+    return False
+
+
+def _reconsider(logger: logging.Logger, handler: logging.Handler) -> None:
+    if _counts(logger, handler):
+        _stand_down()
+
+
+def _stand_down() -> None:
+    """
+    The application configured logging after all: leave everything to it.
+    """
+    with _state.lock:
+        _deactivate()
+        _restore_level(logging.getLogger(), logging.WARNING)
+        guard.logger.disabled = False

@@ -1,0 +1,244 @@
+"""
+The five fields, on every record that the process makes.
+
+``logging.Logger.handle`` is where a record has left user code (so a field can no longer make ``extra=`` raise, as one
+from a record factory does) and no filter, handler or queue has seen it yet. Fields must stand in ``record.__dict__``:
+that is what all three format styles read.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import get_current
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+from otel_correlation import guard, identity, semconv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_correlation.settings import Settings
+
+# What contrib's logging instrumentation puts on records (its own names, its own values for "none").
+CONTRIB_FIELDS: Final = ("otelTraceID", "otelSpanID", "otelTraceSampled", "otelServiceName")
+CORRELATION_ID: Final = "correlation_id"
+
+# Module globals, because every record of the process passes here.
+_IDENTITY: Final = identity._KEY
+_SPAN: Final = _SPAN_KEY
+_TRACE_ID: Final = semconv.TRACE_ID
+_SPAN_ID: Final = semconv.SPAN_ID
+_TRACE_FLAGS: Final = semconv.TRACE_FLAGS
+_REQUEST_ID: Final = semconv.REQUEST_ID
+_SERVICE_NAME: Final = semconv.SERVICE_NAME
+FIELDS: Final = (_TRACE_ID, _SPAN_ID, _TRACE_FLAGS, _REQUEST_ID, _SERVICE_NAME)
+_NO_TRACE: Final = ("", "", "")
+_MEMO_SIZE: Final = 64
+_ASGI_CORRELATION_ID: Final = "asgi_correlation_id"
+
+
+class _Fields:
+    """
+    Puts the fields on one record; a value that is already there stays.
+    """
+
+    __slots__ = ("contrib", "correlation_id", "memo", "service_name")
+
+    def __init__(self, settings: Settings) -> None:
+        self.service_name = settings.service_name
+        self.contrib = settings.log_correlation
+        self.correlation_id = importlib.util.find_spec(_ASGI_CORRELATION_ID) is not None
+        # Span -> its ids as text: most requests log more than once, and the text costs more than all the rest.
+        self.memo: dict[object, tuple[str, str, str]] = {}
+
+    def put(self, record: logging.LogRecord) -> None:
+        context = get_current()
+        found = context.get(_IDENTITY)
+        span: Any = context.get(_SPAN)
+        trace = _NO_TRACE if span is None else self.memo.get(span) or self._text(span)
+        bound = None
+        if isinstance(found, identity.Identity):
+            request, bound = found.request_id, found.fields
+        else:
+            request = ""
+            if record.exc_info and trace is _NO_TRACE:
+                # uvicorn logs "Exception in ASGI application" when the request's context is gone.
+                left = identity.stashed(record.exc_info[1])
+                if left is not None:
+                    trace, request = left[:3], left[3]
+        trace_id, span_id, flags = trace
+        default = record.__dict__.setdefault
+        default(_TRACE_ID, trace_id)
+        default(_SPAN_ID, span_id)
+        default(_TRACE_FLAGS, flags)
+        default(_REQUEST_ID, request)
+        default(_SERVICE_NAME, self.service_name)
+        if bound:
+            for name, value in bound.items():
+                default(name, value)
+        if self.contrib:
+            default("otelTraceID", trace_id or "0")
+            default("otelSpanID", span_id or "0")
+            default("otelTraceSampled", bool(flags) and int(flags, 16) & 1 == 1)
+            default("otelServiceName", self.service_name)
+        if self.correlation_id:
+            # That package's own filter puts None outside of a request.
+            default(CORRELATION_ID, request or None)
+
+    def _text(self, span: Any) -> tuple[str, str, str]:
+        span_context = span.get_span_context()
+        if not span_context.trace_id:
+            return _NO_TRACE
+        text = (
+            f"{span_context.trace_id:032x}",
+            f"{span_context.span_id:016x}" if span_context.span_id else "",
+            f"{span_context.trace_flags & 0xFF:02x}",
+        )
+        if len(self.memo) >= _MEMO_SIZE:
+            self.memo.clear()
+        self.memo[span] = text
+        return text
+
+
+class _Seams:
+    """
+    What is active now: the wrappers below stay pass-through while these are None.
+    """
+
+    __slots__ = ("export", "fields", "reconsider", "route")
+
+    def __init__(self) -> None:
+        self.fields: _Fields | None = None
+        # Called with every record that a logger lets through, before its handlers.
+        self.export: Callable[[logging.LogRecord], None] | None = None
+        # Called instead of the logger's handlers; returns False to let them have the record.
+        self.route: Callable[[logging.Logger, logging.LogRecord], bool] | None = None
+        # Called when a logger got a handler.
+        self.reconsider: Callable[[logging.Logger, logging.Handler], None] | None = None
+
+
+seams: Final = _Seams()
+
+
+def enrich(record: logging.LogRecord) -> None:
+    """
+    Put the fields on ``record`` if we are installed; never raises and never replaces a value.
+    """
+    fields = seams.fields
+    if fields is None:
+        return
+    try:
+        fields.put(record)
+    except Exception:  # a log call must not fail in user code
+        if os.environ.get(guard.STRICT_ENV):
+            raise
+        guard.count("internal_error.logs.fields")
+        for name in FIELDS:
+            record.__dict__.setdefault(name, "")
+
+
+class _Patch:
+    """
+    One wrapped method, and what it wraps.
+    """
+
+    __slots__ = ("name", "original", "ours", "owner", "placed")
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.original: Any = getattr(owner, name)
+        self.ours: Any = None
+        self.placed = False
+
+    def place(self) -> None:
+        # Still placed after an uninstall: somebody wrapped ours in turn, so it is called and must not wrap itself.
+        if not self.placed:
+            self.original = getattr(self.owner, self.name)
+            setattr(self.owner, self.name, self.ours)
+            self.placed = True
+
+    def remove(self) -> None:
+        if self.placed and getattr(self.owner, self.name) is self.ours:
+            setattr(self.owner, self.name, self.original)
+            self.placed = False
+
+
+_logger_handle: Final = _Patch(logging.Logger, "handle")
+_call_handlers: Final = _Patch(logging.Logger, "callHandlers")
+_add_handler: Final = _Patch(logging.Logger, "addHandler")
+_handler_handle: Final = _Patch(logging.Handler, "handle")
+_format: Final = _Patch(logging.Formatter, "format")
+_PATCHES: Final = (_logger_handle, _call_handlers, _add_handler, _handler_handle, _format)
+
+# The rarest of the five in user code: a record that has it was seen by us.
+_SEEN: Final = _TRACE_FLAGS
+
+
+def _our_logger_handle(self: logging.Logger, record: logging.LogRecord) -> None:
+    enrich(record)
+    _logger_handle.original(self, record)
+
+
+def _our_call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+    if _SEEN not in record.__dict__:  # a Logger subclass with a handle() of its own
+        enrich(record)
+    export = seams.export
+    if export is not None:
+        export(record)
+    route = seams.route
+    if route is None or not route(self, record):
+        _call_handlers.original(self, record)
+
+
+def _our_add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
+    _add_handler.original(self, hdlr)
+    reconsider = seams.reconsider
+    if reconsider is not None:
+        reconsider(self, hdlr)
+
+
+def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any:
+    if _SEEN not in record.__dict__:  # made by hand and given to a handler
+        enrich(record)
+    return _handler_handle.original(self, record)
+
+
+def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:
+    if _SEEN not in record.__dict__:  # made by hand and given to handler.emit()
+        enrich(record)
+    return _format.original(self, record)
+
+
+_wrappers: tuple[tuple[_Patch, Any], ...] = (
+    (_logger_handle, _our_logger_handle),
+    (_call_handlers, _our_call_handlers),
+    (_add_handler, _our_add_handler),
+    (_handler_handle, _our_handler_handle),
+    (_format, _our_format),
+)
+for _patch, _ours in _wrappers:
+    _patch.ours = functools.wraps(_patch.original)(_ours)
+
+
+def install(settings: Settings) -> None:
+    """
+    Put the fields on every record from now on; a second call changes only the settings.
+    """
+    seams.fields = _Fields(settings)
+    for patch in _PATCHES:
+        patch.place()
+
+
+def uninstall() -> None:
+    """
+    Leave ``logging`` as it was found; a wrapper that somebody wrapped in turn stays and does nothing.
+    """
+    seams.fields = seams.export = seams.route = seams.reconsider = None
+    for patch in _PATCHES:
+        patch.remove()
