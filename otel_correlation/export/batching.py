@@ -1,0 +1,493 @@
+"""
+Bounded batches on a background thread: the application never waits for a collector.
+
+One ``Batcher`` has one queue, one thread and one exporter, so a slow exporter does not hold up another one. The two
+pipelines below are what the SDK's providers see.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
+
+from otel_correlation import guard, identity
+from otel_correlation.export.sending import UNREACHABLE_AT_EXIT_S, HttpLogExporter, HttpSpanExporter
+from otel_correlation.semconv import REQUEST_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk._logs import ReadWriteLogRecord
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from otel_correlation.export.sending import Kind, Sender
+
+T = TypeVar("T")
+
+# Longest time that an exit waits for the collector: below the 10 s after which `docker stop` kills.
+EXIT_BUDGET_S: Final = 5.0
+
+_here = threading.local()
+
+
+def in_export() -> bool:
+    """
+    Tell whether this thread is exporting now, so that what it logs is not exported in turn.
+    """
+    return getattr(_here, "exporting", False)
+
+
+class Batcher(Generic[T]):
+    """
+    Takes items from any thread without blocking, and exports them in batches, never two at once.
+
+    Args:
+        kind: ``spans`` or ``logs``, for counters and lines.
+        export: Exports one batch; returns when its fate is decided.
+        delay_ms: Longest time that an item waits for its batch.
+        max_queue_size: Items held at most, besides the batch that is being exported; the newest are dropped.
+        max_batch_size: Items exported at once.
+        sender: The part of the exporter that can be told to hurry and to stop, if it has one.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        export: Callable[[list[T]], object],
+        *,
+        delay_ms: int,
+        max_queue_size: int,
+        max_batch_size: int,
+        sender: Sender | None = None,
+    ) -> None:
+        self.kind: Kind = kind
+        self._export = export
+        self._sender = sender
+        # A delay of 0 exports at once: then every item wakes the thread.
+        self._delay_s = delay_ms / 1000 or 60.0
+        self._max_batch = max_batch_size
+        self._wake_at = max_batch_size if delay_ms else 1
+        self._room = max_queue_size
+        self._closing = False
+        self._clear()
+        _batchers.add(self)
+
+    def _clear(self) -> None:
+        self._queue: deque[T] = deque()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._wake = threading.Event()
+        self._awake = False
+        self._in_flight = 0
+        self._wanted = 0
+        self._done = 0
+        self._flushed = threading.Condition()
+
+    def put(self, item: T) -> None:
+        """
+        Queue one item; drops and counts it if the queue is full. Never blocks, never raises.
+        """
+        queue = self._queue
+        length = len(queue)
+        if length >= self._room:
+            self._drop()
+            return
+        queue.append(item)
+        if length + 1 >= self._wake_at and not self._awake:
+            self._awake = True
+            self._wake.set()
+        if self._thread is None:
+            self._start()
+
+    def flush(self, timeout_s: float, *, leaving: bool = False) -> bool:
+        """
+        Export what is queued now.
+
+        Args:
+            timeout_s: Return after this time at the latest.
+            leaving: The process is about to end: do not wait for a collector that nobody could reach for two seconds.
+
+        Returns:
+            Whether everything was exported, or dropped and counted, in time.
+        """
+        if in_export():
+            return False
+        if not self._queue and not self._in_flight:
+            return True
+        deadline = time.monotonic() + timeout_s
+        if not self._start():
+            return self._flush_here()
+        with self._flushed:
+            self._wanted += 1
+            ticket = self._wanted
+            if self._sender is not None:
+                self._sender.hurry()
+            self._awake = True
+            self._wake.set()
+            while self._done < ticket:
+                left = deadline - time.monotonic()
+                if left <= 0 or (leaving and self._is_hopeless()):
+                    return False
+                self._flushed.wait(min(left, 0.05) if leaving else left)
+        return True
+
+    def pending(self) -> int:
+        """
+        Return how many items are queued or being exported.
+        """
+        return len(self._queue) + self._in_flight
+
+    def trouble(self) -> str:
+        """
+        Return what went wrong last, for a line; empty if nothing did or nobody knows.
+        """
+        return self._sender.trouble if self._sender is not None else ""
+
+    def shutdown(self, timeout_s: float = EXIT_BUDGET_S) -> None:
+        """
+        Export what is queued, then refuse items; what cannot be exported in time is counted and told in one line.
+        """
+        if self._closing:
+            return
+        self._room = 0
+        self._closing = True
+        deadline = time.monotonic() + timeout_s
+        if self._sender is not None:
+            self._sender.stop(deadline)
+        # A little longer than the sender: its last attempt ends at the deadline.
+        self.flush(timeout_s + 0.25)
+        self._awake = True
+        self._wake.set()
+        left = self.pending()
+        self._queue.clear()
+        if left:
+            guard.count(f"{self.kind}.dropped.shutdown", left)
+        if self._sender is not None:
+            left += self._sender.abandoned
+        if left:
+            guard.logger.warning("%d %s were lost at exit: %s", left, self.kind, self.trouble() or "no time left")
+
+    def after_fork(self) -> None:
+        """
+        Start anew in a child: the parent exports what it had queued, on its own connection.
+        """
+        self._clear()
+        if self._sender is not None:
+            self._sender.after_fork()
+
+    def _drop(self) -> None:
+        if self._closing:
+            guard.count(f"{self.kind}.dropped.after_shutdown")
+            return
+        guard.count(f"{self.kind}.dropped.queue_full")
+        if self._sender is None or not self._sender.quiet:
+            guard.warn_seldom(
+                f"export.queue_full.{self.kind}",
+                "The queue of %d %s is full; the newest are dropped until it drains. Reported at most once a minute.",
+                self._room,
+                self.kind,
+            )
+
+    def _is_hopeless(self) -> bool:
+        return self._sender is not None and self._sender.unreachable_s() >= UNREACHABLE_AT_EXIT_S
+
+    def _start(self) -> bool:
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive():
+                return True
+            thread = threading.Thread(target=self._run, name=f"otel-correlation-{self.kind}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is shutting down, or there are too many threads
+                return False
+            self._thread = thread
+            return True
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._delay_s
+        while not (self._closing and not self._queue):
+            self._wake.wait(max(due - time.monotonic(), 0.0))
+            self._wake.clear()
+            self._awake = False
+            wanted = self._wanted
+            everything = wanted != self._done or self._closing or self._wake_at == 1 or time.monotonic() >= due
+            if everything:
+                due = time.monotonic() + self._delay_s
+            self._drain(everything=everything)
+            if wanted != self._done:
+                with self._flushed:
+                    self._done = wanted
+                    self._flushed.notify_all()
+
+    def _flush_here(self) -> bool:
+        self._drain(everything=True)
+        return not self._queue
+
+    def _drain(self, *, everything: bool) -> None:
+        queue = self._queue
+        size = self._max_batch
+        left = len(queue) if everything else len(queue) // size * size
+        token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        _here.exporting = True
+        try:
+            while left > 0 and queue:
+                # Said before anything is taken, so that a flush never sees an empty queue and nothing in flight.
+                self._in_flight = min(size, left, len(queue))
+                batch = [queue.popleft() for _ in range(self._in_flight)]
+                left -= len(batch)
+                try:
+                    self._export(batch)
+                except Exception:  # noqa: BLE001 - somebody's exporter
+                    guard.count(f"{self.kind}.dropped.exporter_raised", len(batch))
+                    guard.report(f"export.{self.kind}")
+                finally:
+                    self._in_flight = 0
+        finally:
+            _here.exporting = False
+            detach(token)
+
+
+_batchers: Final[weakref.WeakSet[Batcher[Any]]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    _here.exporting = False
+    for batcher in _batchers:
+        batcher.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def leave(batchers: Sequence[Batcher[Any]], timeout_s: float = EXIT_BUDGET_S) -> bool:
+    """
+    Flush before the process may end at any moment; says in one line what is left then.
+
+    Args:
+        batchers: All of them, as the pipelines' ``batchers`` say.
+        timeout_s: For all of them together.
+
+    Returns:
+        Whether nothing is left.
+    """
+    deadline = time.monotonic() + timeout_s
+    left: list[str] = []
+    for batcher in batchers:
+        if not batcher.flush(max(deadline - time.monotonic(), 0.05), leaving=True) and (count := batcher.pending()):
+            trouble = batcher.trouble() or "no time left"
+            left.append(f"{count} {batcher.kind} ({trouble})")
+    if left:
+        guard.logger.warning("Not delivered, and lost if the process ends now: %s", ", ".join(left))
+    return not left
+
+
+def _foreign_export(kind: Kind, exporter: Any) -> Callable[[list[Any]], None]:
+    """
+    Return an export function for an exporter that does not count by itself.
+    """
+
+    def export(batch: list[Any]) -> None:
+        result = exporter.export(batch)
+        failed = getattr(result, "name", "SUCCESS") != "SUCCESS"
+        guard.count(f"{kind}.dropped.exporter_failed" if failed else f"{kind}.exported", len(batch))
+
+    return export
+
+
+def _put_to(batchers: Sequence[Batcher[T]]) -> Callable[[T], None]:
+    if len(batchers) == 1:
+        return batchers[0].put
+
+    def put(item: T) -> None:
+        for batcher in batchers:
+            batcher.put(item)
+
+    return put
+
+
+class SpanPipeline(SpanProcessor):
+    """
+    Puts the request id on every span as it starts, and exports sampled spans in batches as they end.
+
+    Args:
+        exporters: Each gets every span, in batches of its own.
+        schedule_delay_ms: Longest time that a span waits for its batch.
+        max_queue_size: Spans held at most for each exporter.
+        max_batch_size: Spans exported at once.
+        translate: Applied to each span on the exporting thread, for example ``old_names.with_old_names``.
+    """
+
+    # Light spans need no copy at their end; the tracer asks.
+    accepts_light_spans = True
+
+    def __init__(
+        self,
+        exporters: Sequence[SpanExporter],
+        *,
+        schedule_delay_ms: int = 500,
+        max_queue_size: int = 2048,
+        max_batch_size: int = 512,
+        translate: Callable[[ReadableSpan], ReadableSpan] | None = None,
+    ) -> None:
+        self._exporters = tuple(exporters)
+        self.batchers: tuple[Batcher[ReadableSpan], ...] = tuple(
+            Batcher(
+                "spans",
+                self._exporting(exporter, translate),
+                delay_ms=schedule_delay_ms,
+                max_queue_size=max_queue_size,
+                max_batch_size=min(max_batch_size, max_queue_size),
+                sender=exporter.sender if isinstance(exporter, HttpSpanExporter) else None,
+            )
+            for exporter in self._exporters
+        )
+        self._put = _put_to(self.batchers)
+
+    @staticmethod
+    def _exporting(
+        exporter: SpanExporter, translate: Callable[[ReadableSpan], ReadableSpan] | None
+    ) -> Callable[[list[ReadableSpan]], object]:
+        export: Callable[[list[ReadableSpan]], object] = (
+            exporter.export if isinstance(exporter, HttpSpanExporter) else _foreign_export("spans", exporter)
+        )
+        if translate is None:
+            return export
+        return lambda spans: export([translate(span) for span in spans])
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """
+        Put ``request_id`` on the span unless it is there.
+        """
+        found = identity.current() if parent_context is None else identity.get_from(parent_context)
+        if found is not None:
+            attributes = span.attributes
+            if attributes is None or REQUEST_ID not in attributes:
+                span.set_attribute(REQUEST_ID, found.request_id)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """
+        Queue the span if it is sampled; never blocks.
+        """
+        context = span.get_span_context()
+        if context is not None and context.trace_flags & 1:
+            self._put(span)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """
+        Export what is queued now; returns False if that took longer than the timeout.
+        """
+        return _force_flush(self.batchers, timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """
+        Export what is queued within the exit budget, then drop (and count) what comes.
+        """
+        _shutdown(self.batchers, self._exporters)
+
+
+class LogPipeline(LogRecordProcessor):
+    """
+    Exports log records in batches.
+
+    Args:
+        exporters: Each gets every record, in batches of its own.
+        schedule_delay_ms: Longest time that a record waits for its batch.
+        max_queue_size: Records held at most for each exporter.
+        max_batch_size: Records exported at once.
+    """
+
+    def __init__(
+        self,
+        exporters: Sequence[LogRecordExporter],
+        *,
+        schedule_delay_ms: int = 500,
+        max_queue_size: int = 2048,
+        max_batch_size: int = 512,
+    ) -> None:
+        self._exporters = tuple(exporters)
+        self.batchers: tuple[Batcher[Any], ...] = tuple(
+            Batcher(
+                "logs",
+                self._exporting(exporter),
+                delay_ms=schedule_delay_ms,
+                max_queue_size=max_queue_size,
+                max_batch_size=min(max_batch_size, max_queue_size),
+                sender=exporter.sender if isinstance(exporter, HttpLogExporter) else None,
+            )
+            for exporter in self._exporters
+        )
+        self._put = _put_to(self.batchers)
+
+    @staticmethod
+    def _exporting(exporter: LogRecordExporter) -> Callable[[list[Any]], object]:
+        if isinstance(exporter, HttpLogExporter):
+            return exporter.export
+        export = _foreign_export("logs", exporter)
+        return lambda records: export([_readable(record) for record in records])
+
+    def emit(self, record: ReadableLogRecord | ReadWriteLogRecord) -> None:
+        """
+        Queue one record; never blocks. Records made while exporting are ignored.
+
+        Args:
+            record: Or anything with the attributes of a ``ReadableLogRecord``.
+        """
+        if not in_export():
+            self._put(record)
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """
+        Queue one record from the SDK.
+        """
+        self.emit(log_record)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """
+        Export what is queued now; returns False if that took longer than the timeout.
+        """
+        return _force_flush(self.batchers, timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """
+        Export what is queued within the exit budget, then drop (and count) what comes.
+        """
+        _shutdown(self.batchers, self._exporters)
+
+
+def _readable(record: Any) -> ReadableLogRecord:
+    if isinstance(record, ReadableLogRecord):
+        return record
+    return ReadableLogRecord(
+        log_record=record.log_record,
+        resource=record.resource or Resource.get_empty(),
+        instrumentation_scope=record.instrumentation_scope,
+        limits=record.limits,
+    )
+
+
+def _force_flush(batchers: Sequence[Batcher[Any]], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    late = [batcher for batcher in batchers if not batcher.flush(max(deadline - time.monotonic(), 0.0))]
+    return not late
+
+
+def _shutdown(batchers: Sequence[Batcher[Any]], exporters: Sequence[SpanExporter | LogRecordExporter]) -> None:
+    deadline = time.monotonic() + EXIT_BUDGET_S
+    for batcher in batchers:
+        batcher.shutdown(max(deadline - time.monotonic(), 0.1))
+    for exporter in exporters:
+        with guard.never_raise("export.shutdown"):
+            exporter.shutdown()

@@ -1,0 +1,107 @@
+"""
+Ends of a process at which buffered telemetry would be lost.
+
+Covered: uvicorn however it is started (one worker, ``--workers``, ``--reload``, ``python -m``, ``uvicorn.run()``, under
+gunicorn's uvicorn worker, with ``--preload`` too) on SIGTERM, SIGINT, code reload and ``--limit-max-requests``, and
+every process that ends by itself. uvicorn re-raises SIGTERM with the handler of before once it has stopped, so
+``atexit`` is not reached; what is reached is the end of ``uvicorn.Server._serve``. No signal handler is installed or
+changed, so exit codes stay.
+
+Not covered: SIGKILL, ``os._exit``, and a script without a SIGTERM handler that gets SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from wrapt import register_post_import_hook
+
+from otel_correlation import guard
+from otel_correlation.export.batching import EXIT_BUDGET_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+_ORIGINAL: Final = "_otel_correlation_original"
+
+_flush: Callable[[float], object] | None = None
+_hooked = False
+
+
+def _flush_now() -> None:
+    if _flush is not None:
+        with guard.never_raise("export.exits"):
+            _flush(EXIT_BUDGET_S)
+
+
+def _wrap_server(module: ModuleType) -> None:
+    """
+    Flush whenever ``uvicorn.Server._serve`` has ended.
+    """
+    server = getattr(module, "Server", None)
+    original = getattr(server, "_serve", None)
+    # Older servers have no such method; then atexit is all there is.
+    if original is None or hasattr(original, _ORIGINAL):
+        return
+
+    @functools.wraps(original)
+    async def _serve(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await original(*args, **kwargs)
+        finally:
+            # On a thread: the loop may have other servers and tasks, which an absent collector must not hold up.
+            try:
+                await asyncio.to_thread(_flush_now)
+            except (RuntimeError, asyncio.CancelledError):
+                _flush_now()
+                raise
+
+    setattr(_serve, _ORIGINAL, original)
+    server._serve = _serve  # type: ignore[union-attr]
+
+
+def _on_import(module: ModuleType) -> None:
+    if _flush is not None:
+        with guard.never_raise("export.exits"):
+            _wrap_server(module)
+
+
+def install(flush: Callable[[float], object]) -> None:
+    """
+    Call ``flush`` with its time budget in seconds before this process or any of its servers ends; idempotent.
+
+    uvicorn is not imported by this; it is wrapped when, and if, somebody imports it.
+    """
+    global _flush, _hooked  # noqa: PLW0603 - one process has one end
+    if _flush is None:
+        atexit.register(_flush_now)
+    _flush = flush
+    if not _hooked:
+        _hooked = True
+        register_post_import_hook(_on_import, "uvicorn.server")
+        return
+    import sys  # noqa: PLC0415 - after an uninstall only
+
+    if (module := sys.modules.get("uvicorn.server")) is not None:
+        _on_import(module)
+
+
+def uninstall() -> None:
+    """
+    Leave everything as it was before ``install``.
+    """
+    global _flush  # noqa: PLW0603 - see install
+    if _flush is None:
+        return
+    _flush = None
+    atexit.unregister(_flush_now)
+    import sys  # noqa: PLC0415 - rarely needed
+
+    server = getattr(sys.modules.get("uvicorn.server"), "Server", None)
+    original = getattr(getattr(server, "_serve", None), _ORIGINAL, None)
+    if original is not None:
+        server._serve = original  # type: ignore[union-attr]

@@ -1,0 +1,398 @@
+"""
+OTLP over HTTP: one batch is delivered, refused by the collector, or kept and tried again while the collector is away.
+
+Nothing is sent twice unless the protocol says so or an acknowledgement was cut off; then the batch is counted as a
+possible duplicate. Counters (``guard.count``), where *kind* is ``spans`` or ``logs``: ``kind.exported``,
+``kind.retried``, ``kind.possible_duplicates``, ``kind.dropped.<reason>``.
+
+See: opentelemetry-proto docs/specification.md, "OTLP/HTTP Response" and "OTLP/HTTP Throttling".
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import threading
+import time
+import zlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from opentelemetry.exporter.otlp.common.http import _extract_retry_after
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otel_correlation import guard
+from otel_correlation.export.encoding import encode_logs, encode_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.exporter.http.transport._base import BaseHTTPResult, BaseHTTPTransport
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.trace import ReadableSpan
+
+_T = TypeVar("_T")
+Kind = Literal["spans", "logs"]
+Compression = Literal["none", "gzip", "deflate"]
+
+_RETRYABLE: Final = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+_FIRST_BACKOFF_S: Final = 0.25
+_LAST_BACKOFF_S: Final = 5.0
+_LEAVING_BACKOFF_S: Final = 0.2
+# A collector that nobody can connect to for so long at exit will not be there in time.
+UNREACHABLE_AT_EXIT_S: Final = 2.0
+# Collectors refuse larger requests; measured before compression (opentelemetry-proto: 64 MiB).
+_MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
+
+_LOCAL_HINT: Final = (
+    "Nobody listens on %s, so traces go nowhere for now. See them on this machine: run `otel-correlation serve`. Send "
+    "them to a collector: set OTEL_EXPORTER_OTLP_ENDPOINT. Stop trying: OTEL_TRACES_EXPORTER=none. (Said once.)"
+)
+_hinted = False
+
+
+def _hint(endpoint: str) -> None:
+    global _hinted  # noqa: PLW0603 - once in a process, for spans and logs together
+    if not _hinted:
+        _hinted = True
+        guard.logger.warning(_LOCAL_HINT, endpoint)
+
+
+def _maybe_delivered(error: Exception | None) -> bool:
+    """
+    Tell whether a request may have reached the collector although no answer came.
+    """
+    from requests import exceptions  # noqa: PLC0415 - the transport has imported it already
+    from urllib3.exceptions import NewConnectionError  # noqa: PLC0415
+
+    if error is None or isinstance(error, exceptions.ConnectTimeout | exceptions.SSLError | exceptions.ProxyError):
+        return False
+    cause = error.args[0] if error.args else None
+    return not isinstance(getattr(cause, "reason", None), NewConnectionError)
+
+
+def _is_cut_off(error: Exception | None) -> bool:
+    from requests import exceptions  # noqa: PLC0415 - the transport has imported it already
+
+    # The answer began, so the transport does not call it a connection error.
+    return isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError)
+
+
+class Sender:
+    """
+    Delivers serialized batches to one endpoint, one at a time, for as long as it takes.
+
+    Args:
+        kind: What is sent, for counters and lines.
+        endpoint: The full URL.
+        headers: Request headers.
+        timeout_s: Longest time for one attempt.
+        compression: How bodies are compressed.
+        transport: Makes a transport; called again in a forked child, which must not use its parent's connections.
+        is_default: Nobody named the endpoint: say once what to do, then be quiet until somebody listens.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        endpoint: str,
+        *,
+        headers: dict[str, str],
+        transport: Callable[[], BaseHTTPTransport],
+        timeout_s: float = 10.0,
+        compression: Compression = "none",
+        is_default: bool = False,
+    ) -> None:
+        self.kind: Kind = kind
+        self.endpoint = endpoint
+        self.abandoned = 0
+        self.trouble = ""
+        self.quiet = is_default
+        self._headers = headers if compression == "none" else {**headers, "content-encoding": compression}
+        self._timeout_s = timeout_s
+        self._compression = compression
+        self._build = transport
+        self._transport: BaseHTTPTransport | None = None
+        self._unreachable_since: float | None = None
+        self._deadline: float | None = None
+        self._hurry = threading.Event()
+        self._stop = threading.Event()
+
+    def send(self, payload: bytes, count: int) -> bool:
+        """
+        Deliver one batch; returns when it is delivered, refused for good, or given up by ``stop``.
+
+        Args:
+            payload: The serialized request.
+            count: How many spans or records it holds.
+
+        Returns:
+            Whether the collector took it.
+        """
+        if self._transport is None:
+            self._transport = self._build()
+        data = self._compress(payload)
+        attempt = 0
+        while not self._gives_up():
+            result = self._transport.request(
+                "POST", self.endpoint, headers=self._headers, data=data, timeout=self._attempt_s()
+            )
+            status = result.status_code
+            delay: float | None = None
+            again_now = False
+            if status is not None:
+                self._unreachable_since = None
+                self.quiet = False
+                if 200 <= status < 300:
+                    self._delivered(result, count)
+                    return True
+                self.trouble = f"HTTP status {status}"
+                if status not in _RETRYABLE:
+                    self._refused(f"http_{status}", count)
+                    return False
+                delay = _extract_retry_after(result)
+                warned = "is not taking"
+            elif self._transport.is_connection_error(result.error) or _is_cut_off(result.error):
+                self.trouble = type(result.error).__name__
+                warned = "cannot be reached for"
+                if _maybe_delivered(result.error):
+                    guard.count(f"{self.kind}.possible_duplicates", count)
+                    # Most often an idle connection that the collector has closed: the next attempt opens a new one.
+                    again_now = attempt == 0
+                elif self._unreachable_since is None:
+                    self._unreachable_since = time.monotonic()
+            else:
+                self.trouble = type(result.error).__name__
+                self._refused("not_sendable", count)
+                return False
+            if not again_now:
+                self._warn(warned)
+                if delay:
+                    self._obey(delay)
+                else:
+                    self._back_off(attempt)
+            attempt += 1
+            guard.count(f"{self.kind}.retried", count)
+        self.abandoned += count
+        guard.count(f"{self.kind}.dropped.shutdown", count)
+        return False
+
+    def unreachable_s(self) -> float:
+        """
+        Return for how long nobody could connect to the collector; 0 if the last attempt got an answer.
+        """
+        since = self._unreachable_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def hurry(self) -> None:
+        """
+        End the pause before the next attempt; a pause that the collector asked for goes on.
+        """
+        self._hurry.set()
+
+    def stop(self, deadline: float) -> None:
+        """
+        Give up at ``deadline`` (monotonic), or as soon as nobody could connect for two seconds.
+        """
+        self._deadline = deadline
+        self._stop.set()
+        self._hurry.set()
+
+    def close(self) -> None:
+        """
+        Close the connections.
+        """
+        if self._transport is not None:
+            self._transport.close()
+
+    def after_fork(self) -> None:
+        """
+        Forget the parent's connections, locks and troubles.
+        """
+        # Not closed: a lock of the connection pool may have been held at the fork.
+        self._transport = None
+        self._unreachable_since = None
+        self._hurry = threading.Event()
+        self._stop = threading.Event()
+
+    def _compress(self, payload: bytes) -> bytes:
+        if self._compression == "gzip":
+            return gzip.compress(payload, 6)
+        return zlib.compress(payload) if self._compression == "deflate" else payload
+
+    def _attempt_s(self) -> float:
+        if self._deadline is None:
+            return self._timeout_s
+        return min(self._timeout_s, max(self._deadline - time.monotonic(), 0.1))
+
+    def _gives_up(self) -> bool:
+        if self._deadline is None:
+            return False
+        return time.monotonic() >= self._deadline or self.unreachable_s() >= UNREACHABLE_AT_EXIT_S
+
+    def _obey(self, delay_s: float) -> None:
+        """
+        Pause as long as the collector asked; at exit, give up if that is longer than there is time.
+        """
+        end = time.monotonic() + min(delay_s, 3600.0)
+        self._stop.wait(end - time.monotonic())
+        if self._deadline is None:
+            return
+        if end >= self._deadline:
+            self._deadline = time.monotonic()
+        else:
+            time.sleep(max(end - time.monotonic(), 0.0))
+
+    def _back_off(self, attempt: int) -> None:
+        if self._deadline is not None:
+            time.sleep(_LEAVING_BACKOFF_S)
+            return
+        backoff = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LAST_BACKOFF_S)
+        self._hurry.wait(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        self._hurry.clear()
+
+    def _delivered(self, result: BaseHTTPResult, count: int) -> None:
+        rejected, message = self._partial_success(result)
+        if rejected:
+            rejected = min(rejected, count)
+            guard.count(f"{self.kind}.dropped.rejected_by_collector", rejected)
+        if rejected or message:
+            guard.warn_seldom(
+                f"export.partial.{self.kind}",
+                "The collector at %s took a batch but rejected %d of %d %s: %a",
+                self._shown(),
+                rejected,
+                count,
+                self.kind,
+                message[:200],
+            )
+        guard.count(f"{self.kind}.exported", count - rejected)
+
+    def _partial_success(self, result: BaseHTTPResult) -> tuple[int, str]:
+        try:
+            body = result.content()
+            if not body or "json" in result.headers().get("content-type", ""):
+                return 0, ""
+            # Imported when first needed: a full success has an empty body.
+            if self.kind == "spans":
+                from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: PLC0415
+                    ExportTraceServiceResponse,
+                )
+
+                traces = ExportTraceServiceResponse.FromString(body).partial_success
+                return traces.rejected_spans, traces.error_message
+            from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
+                ExportLogsServiceResponse,
+            )
+
+            logs = ExportLogsServiceResponse.FromString(body).partial_success
+            return logs.rejected_log_records, logs.error_message
+        except Exception:  # noqa: BLE001 - an answer that is not OTLP; the status said that the batch was taken
+            return 0, ""
+
+    def _refused(self, reason: str, count: int) -> None:
+        guard.count(f"{self.kind}.dropped.{reason}", count)
+        guard.warn_seldom(
+            f"export.refused.{self.kind}",
+            "%s refused %d %s for good (%s); they are dropped. Reported at most once a minute.",
+            self._shown(),
+            count,
+            self.kind,
+            self.trouble,
+        )
+
+    def _warn(self, what: str) -> None:
+        if self.quiet:
+            _hint(self._shown())
+            return
+        guard.warn_seldom(
+            f"export.retry.{self.kind}",
+            "%s %s %s (%s); they are kept and tried again until the queue is full.",
+            self._shown(),
+            what,
+            self.kind,
+            self.trouble,
+        )
+
+    def _shown(self) -> str:
+        parts = urlsplit(self.endpoint)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class HttpSpanExporter(SpanExporter):
+    """
+    Exports spans through a sender; returns only when the batch has met its fate.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """
+        Deliver one batch.
+        """
+        delivered = _deliver(self.sender, spans, encode_spans)
+        return SpanExportResult.SUCCESS if delivered else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """
+        Close the connections.
+        """
+        self.sender.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the interface
+        """
+        Nothing is buffered here.
+        """
+        return True
+
+
+class HttpLogExporter(LogRecordExporter):
+    """
+    Exports log records through a sender; returns only when the batch has met its fate.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        """
+        Deliver one batch.
+        """
+        delivered = _deliver(self.sender, batch, encode_logs)
+        return LogRecordExportResult.SUCCESS if delivered else LogRecordExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """
+        Close the connections.
+        """
+        self.sender.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the interface
+        """
+        Nothing is buffered here.
+        """
+        return True
+
+
+def _deliver(sender: Sender, items: Sequence[_T], encode: Callable[[Sequence[_T]], tuple[bytes, int]]) -> bool:
+    payload, count = encode(items)
+    if not count:
+        return not items
+    if len(payload) <= _MAX_REQUEST_BYTES:
+        return sender.send(payload, count)
+    if len(items) == 1:
+        guard.count(f"{sender.kind}.dropped.too_large")
+        return False
+    half = len(items) // 2
+    first = _deliver(sender, items[:half], encode)
+    return _deliver(sender, items[half:], encode) and first
