@@ -1,5 +1,61 @@
 """
 One identity per request: an OpenTelemetry tracing distribution for FastAPI and httpx.
+
+A service started by ``opentelemetry-instrument`` needs nothing from here; one that starts in code calls ``bootstrap()``.
 """
 
 from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from otel_correlation._version import __version__
+    from otel_correlation.bootstrap import bootstrap, stats
+    from otel_correlation.edge import edge
+    from otel_correlation.guard import ConfigError
+    from otel_correlation.identity import bind, request_id, trace_id
+
+__all__ = ["ConfigError", "__version__", "bind", "bootstrap", "edge", "request_id", "stats", "trace_id"]
+
+_HOMES: Final = {
+    "ConfigError": "guard",
+    "__version__": "_version",
+    "bind": "identity",
+    "bootstrap": "bootstrap",
+    "edge": "edge",
+    "request_id": "identity",
+    "stats": "bootstrap",
+    "trace_id": "identity",
+}
+
+
+class _Package(ModuleType):
+    """
+    A package whose public names are looked up when they are used, and win over submodules of the same name.
+
+    Importing the submodule ``otel_correlation.edge`` sets an attribute ``edge`` on the package; without this class,
+    ``otel_correlation.edge(app)`` would then call a module.
+    """
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+def _public(name: str) -> property:
+    def get(_package: ModuleType) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+    def ignore(_package: ModuleType, _value: object) -> None:
+        """
+        The import system sets the submodule here; the public name stays.
+        """
+
+    return property(get, ignore)
+
+
+for _name in _HOMES:
+    setattr(_Package, _name, _public(_name))
+sys.modules[__name__].__class__ = _Package

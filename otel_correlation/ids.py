@@ -56,10 +56,11 @@ class _Slot:
     A given trace id that exactly one root span may take.
     """
 
-    __slots__ = ("taken", "trace_id")
+    __slots__ = ("random", "taken", "trace_id")
 
-    def __init__(self, trace_id: int) -> None:
+    def __init__(self, trace_id: int, *, random: bool) -> None:
         self.trace_id = trace_id
+        self.random = random
         self.taken = False
 
 
@@ -100,34 +101,40 @@ class CorrelationIdGenerator(IdGenerator):
         """
         Tell whether the id made last in this call is random (W3C Trace Context Level 2, random flag).
         """
-        if was_given():
-            return False
+        slot = _slot.get()
+        if slot is not None and slot.taken:
+            return slot.random
         return True if self._inner is None else self._inner.is_trace_id_random()
 
 
 def was_given() -> bool:
     """
-    Tell whether the root span that starts now took the given trace id.
+    Tell whether the root span that starts now took a trace id that came from a request id.
     """
     slot = _slot.get()
-    return slot is not None and slot.taken
+    return slot is not None and slot.taken and not slot.random
 
 
 class given_trace_id:  # noqa: N801 - a context manager that reads like a phrase
     """
     Give the next root span that starts inside the block this trace id; the user's own new roots never see it.
+
+    Args:
+        trace_id: The trace id.
+        random: Whether it was minted, not taken from a request id.
     """
 
-    __slots__ = ("_token", "_trace_id")
+    __slots__ = ("_random", "_token", "_trace_id")
 
-    def __init__(self, trace_id: int) -> None:
+    def __init__(self, trace_id: int, *, random: bool = False) -> None:
         self._trace_id = trace_id
+        self._random = random
 
     def __enter__(self) -> None:
         """
         Fill the slot.
         """
-        self._token = _slot.set(_Slot(self._trace_id))
+        self._token = _slot.set(_Slot(self._trace_id, random=self._random))
 
     def __exit__(self, *exc_info: object) -> None:
         """

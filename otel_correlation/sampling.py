@@ -3,7 +3,8 @@ Head sampling by one ratio, exact whatever trace ids arrive.
 
 Consistent probability sampling (OpenTelemetry specification, "TraceState: Probability Sampling"): a trace is kept where
 its 56 bits of randomness reach the rejection threshold. A UUID or a counter that was bridged to a trace id is not
-random in its low bits, so the randomness of every root is one pure function of the trace id, and it travels as ``ot=rv``.
+random in its low bits, so the randomness of every root is one pure function of the trace id, and it travels as
+``ot=rv``.
 """
 
 from __future__ import annotations

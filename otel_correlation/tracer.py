@@ -2,7 +2,8 @@
 Spans at the cost of the hot path: a light span where everything behind it is ours, a plain SDK span otherwise.
 
 The SDK's own span costs about 13 us with eleven attributes, a light one about 2 (``benchmarks/``). A foreign span
-processor, sampler, id generator or provider sees spans and attributes at start, so with one of those the SDK makes the span.
+processor, sampler, id generator or provider sees spans and attributes at start, so with one of those the SDK makes the
+span.
 """
 
 from __future__ import annotations
@@ -271,6 +272,15 @@ class Tracer:
             self.on_end = processors[0].on_end if len(processors) == 1 else multi.on_end
             self.room = limits.max_span_attributes if limits.max_span_attributes is not None else 1 << 30
 
+    def new_trace_id(self) -> int:
+        """
+        Return a new trace id, from the provider's own generator where it has one (X-Ray's, for instance).
+        """
+        tracer = self._tracer
+        if isinstance(tracer, SdkTracer) and isinstance(tracer.id_generator, CorrelationIdGenerator):
+            return tracer.id_generator.generate_trace_id()
+        return random_trace_id()
+
     def start(
         self,
         name: str,
@@ -279,6 +289,7 @@ class Tracer:
         attributes: Lazy,
         *,
         trace_id: int | None = None,
+        minted: bool = False,
         links: Sequence[Link] = (),
         start_time: int | None = None,
     ) -> trace_api.Span:
@@ -289,9 +300,11 @@ class Tracer:
             name: Span name.
             kind: Span kind.
             context: Where the parent and the identity are.
-            attributes: Clean attribute values, or a function that collects them, called only when somebody will see them. The
+            attributes: Clean attribute values, or a function that collects them, called only when somebody will see
+            them. The
                 dict belongs to the span afterwards.
             trace_id: The trace id of a root span; ignored when there is a parent; random if None.
+            minted: Whether ``trace_id`` is random, and not taken from a request id.
             links: Valid links.
             start_time: Nanoseconds since the epoch; now if None.
         """
@@ -302,12 +315,12 @@ class Tracer:
             self._resolve(provider)
         sampler = self._sampler
         if sampler is None or not cast("SdkTracer", self._tracer)._tracer_config.is_enabled:
-            return self._start_plain(name, kind, context, attributes, trace_id, links, start_time)
+            return self._start_plain(name, kind, context, attributes, trace_id, minted, links, start_time)
         parent_span = cast("trace_api.Span | None", context.get(_SPAN_KEY))
         parent = None if parent_span is None else parent_span.get_span_context()
         if parent is None or not parent.is_valid:
             parent = None
-            given = trace_id is not None
+            given = trace_id is not None and not minted
             chosen = trace_id if trace_id is not None else random_trace_id()
             random_bit = 0 if given else 2
         else:
@@ -331,6 +344,7 @@ class Tracer:
         context: Context,
         attributes: Lazy,
         trace_id: int | None,
+        minted: bool,  # noqa: FBT001 - private, as the caller has it
         links: Sequence[Link],
         start_time: int | None,
     ) -> trace_api.Span:
@@ -340,7 +354,7 @@ class Tracer:
             values[semconv.REQUEST_ID] = found.request_id
         if trace_id is None:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
-        with given_trace_id(trace_id):
+        with given_trace_id(trace_id, random=minted):
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 

@@ -1,0 +1,10 @@
+"""
+The server edge: every request starts clean, gets its identity and its one SERVER span here.
+"""
+
+from __future__ import annotations
+
+from otel_correlation.edge._asgi import Edge, ServerConfig, edge, serve
+from otel_correlation.edge._fastapi import activate, deactivate
+
+__all__ = ["Edge", "ServerConfig", "activate", "deactivate", "edge", "serve"]

@@ -1,0 +1,352 @@
+"""
+The plug: contrib's FastAPI instrumentation as users know it, driving our edge.
+
+Contrib's classes keep their names and their objects; their methods are replaced while we are active, so it does not
+matter
+which class was touched first, imported by alias or instrumented before.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+import fastapi
+import fastapi.routing
+import starlette.routing
+from opentelemetry import metrics as metrics_api
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
+
+from otel_correlation import guard, logs, semconv
+from otel_correlation.edge._asgi import Record, ServerConfig, _call_hook, serve, set_default
+from otel_correlation.edge._metrics import ServerMetrics
+from otel_correlation.policy import HeaderCapture, Patterns
+from otel_correlation.tracer import Tracer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_correlation.edge._asgi import ASGIApp, Receive, Scope, Send
+    from otel_correlation.settings import Settings
+
+SCOPE_NAME: Final = "otel_correlation.server"
+# What an application knows of its own instrumentation: a ServerConfig, or None where it was switched off.
+_APP_CONFIG: Final = "_otel_correlation_config"
+_UNSET: Final[Any] = object()
+
+
+class _Plug:
+    """
+    What is patched, and how it was before.
+    """
+
+    def __init__(self) -> None:
+        self.settings: Callable[[], Settings] | None = None
+        self.textmap: Any = None
+        self.everywhere: ServerConfig | None = None
+        self.apps: WeakSet[fastapi.FastAPI] = WeakSet()
+        self.originals: list[tuple[Any, str, Any]] = []
+        self.serving: Callable[[], None] | None = None
+
+    def patch(self, owner: Any, name: str, replacement: Any) -> None:
+        self.originals.append((owner, name, owner.__dict__.get(name, _UNSET)))
+        setattr(owner, name, replacement)
+
+    def restore(self) -> None:
+        for owner, name, original in reversed(self.originals):
+            if original is _UNSET:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+        self.originals.clear()
+
+
+_plug = _Plug()
+
+
+def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig:
+    """
+    Build an edge's configuration from contrib's keyword arguments; what is not given comes from the settings.
+
+    Args:
+        settings: The settings.
+        textmap: The propagator that bootstrap made the global one, or None.
+        **options: The keyword arguments of ``FastAPIInstrumentor.instrument_app``.
+    """
+    excluded = options.get("excluded_urls")
+    sanitize = options.get("http_capture_headers_sanitize_fields") or settings.sanitize_fields
+    requests = options.get("http_capture_headers_server_request") or settings.capture_server_request
+    responses = options.get("http_capture_headers_server_response") or settings.capture_server_response
+    left_out = options.get("exclude_spans")
+    on_receive = options.get("client_request_hook")
+    on_send = options.get("client_response_hook")
+    meter_provider = options.get("meter_provider") or metrics_api.get_meter_provider()
+    has_meter = not isinstance(
+        meter_provider, metrics_api.NoOpMeterProvider | metrics_api._internal._ProxyMeterProvider
+    )
+    ours = ("tracecontext", "baggage", "xrequestid")
+    return ServerConfig(
+        settings=settings,
+        tracer=None if settings.sdk_disabled else Tracer(SCOPE_NAME, options.get("tracer_provider")),
+        excluded=Patterns(settings.excluded_server if excluded is None else excluded, "excluded_urls"),
+        textmap=textmap if all(name in ours for name in settings.propagators) else None,
+        request_headers=HeaderCapture(requests, sanitize, "http.request.header.") if requests else None,
+        response_headers=HeaderCapture(responses, sanitize, "http.response.header.") if responses else None,
+        metrics=ServerMetrics(meter_provider) if has_meter and not settings.sdk_disabled else None,
+        server_request_hook=options.get("server_request_hook"),
+        client_request_hook=on_receive,
+        client_response_hook=on_send,
+        # Unset means none, unless a hook asks for the span that it is called with; [] means contrib's.
+        receive_spans=on_receive is not None if left_out is None else "receive" not in left_out,
+        send_spans=on_send is not None if left_out is None else "send" not in left_out,
+    )
+
+
+def _config_of(app: fastapi.FastAPI) -> ServerConfig | None:
+    found = app.__dict__.get(_APP_CONFIG, _UNSET)
+    config: ServerConfig | None = _plug.everywhere if found is _UNSET else found
+    return config
+
+
+def _patched_call(original: Any) -> Any:
+    @functools.wraps(original)
+    async def __call__(self: fastapi.FastAPI, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: N807
+        config = _config_of(self)
+        if config is None or semconv.SCOPE_KEY in scope:
+            await original(self, scope, receive, send)
+            return
+        if _plug.serving is not None:
+            _begin_to_serve()
+        if scope["type"] == "lifespan":
+            logs.settle()
+            _no_native_exporter(self)
+            await original(self, scope, receive, send)
+            return
+        await serve(config, functools.partial(original, self), scope, receive, send)
+
+    return __call__
+
+
+def _begin_to_serve() -> None:
+    callback, _plug.serving = _plug.serving, None
+    if callback is not None:
+        with guard.never_raise("serving"):
+            callback()
+
+
+def on_serving(callback: Callable[[], None]) -> None:
+    """
+    Call back once, when the first application starts up or the first request comes.
+    """
+    _plug.serving = callback
+
+
+def _no_native_exporter(app: fastapi.FastAPI) -> None:
+    """
+    Keep ``FASTAPI_OTEL_AUTO_CONFIGURE`` from adding a second exporter to our provider.
+    """
+    native = getattr(app, "_telemetry", None)
+    if isinstance(native, dict) and native.get("auto_configure"):
+        native["auto_configure"] = False
+        guard.logger.info("FASTAPI_OTEL_AUTO_CONFIGURE is left out: otel-correlation exports already")
+
+
+def _patched_handle(original: Any, note: Callable[[Record, Any, Scope], None]) -> Any:
+    # Not a coroutine function: the original's coroutine is returned as it is, so a request pays one call.
+    @functools.wraps(original)
+    def handle(self: Any, scope: Scope, receive: Receive, send: Send) -> Any:
+        record = scope.get(semconv.SCOPE_KEY)
+        if record is not None:
+            note(record, self, scope)
+        return original(self, scope, receive, send)
+
+    return handle
+
+
+def _note_route(record: Record, route: Any, scope: Scope) -> None:
+    effective = scope.get("fastapi", {}).get("effective_route_context")
+    # An included router's prefix stands in the effective route, not in the route itself.
+    found = effective if effective is not None and getattr(effective, "original_route", None) is route else route
+    record.matched(getattr(found, "path", None) or "/")
+
+
+def _note_mount(record: Record, mount: Any, scope: Scope) -> None:
+    del scope
+    record.mounted(mount.path, opaque=not getattr(mount, "routes", None))
+
+
+def _instrument_app(app: fastapi.FastAPI, *arguments: Any, **options: Any) -> None:
+    """
+    Instrument one application; contrib's parameters in contrib's order.
+    """
+    settings = _plug.settings
+    if settings is None:  # deactivated between look-up and call
+        return
+    if getattr(app, "_is_instrumented_by_opentelemetry", False):
+        guard.logger.warning("Attempting to instrument FastAPI app while already instrumented")
+        return
+    options.update(zip(_PARAMETERS, arguments, strict=False))
+    setattr(app, _APP_CONFIG, config_for(settings(), _plug.textmap, **options))
+    app._is_instrumented_by_opentelemetry = True  # type: ignore[attr-defined]
+    _plug.apps.add(app)
+
+
+_PARAMETERS: Final = (
+    "server_request_hook",
+    "client_request_hook",
+    "client_response_hook",
+    "tracer_provider",
+    "meter_provider",
+    "excluded_urls",
+    "http_capture_headers_server_request",
+    "http_capture_headers_server_response",
+    "http_capture_headers_sanitize_fields",
+    "exclude_spans",
+)
+
+
+def _uninstrument_app(app: fastapi.FastAPI) -> None:
+    """
+    Switch one application off, also where all are instrumented.
+    """
+    setattr(app, _APP_CONFIG, None)
+    app._is_instrumented_by_opentelemetry = False  # type: ignore[attr-defined]
+    _plug.apps.discard(app)
+
+
+def _instrument(self: Any, **options: Any) -> None:
+    del self
+    if _plug.settings is not None:
+        _plug.everywhere = config_for(_plug.settings(), _plug.textmap, **options)
+
+
+def _uninstrument(self: Any, **options: Any) -> None:
+    del self, options
+    _plug.everywhere = None
+    for app in list(_plug.apps):
+        _uninstrument_app(app)
+
+
+def _patched_middleware_call(original: Any) -> Any:
+    """
+    Replace contrib's middleware: inside an edge it forwards, outside of one it is the edge.
+    """
+
+    @functools.wraps(original)
+    async def __call__(self: OpenTelemetryMiddleware, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807
+        app: ASGIApp = self.app
+        record = scope.get(semconv.SCOPE_KEY)
+        if isinstance(record, Record):
+            hook = self.server_request_hook
+            if hook is not None and record.span is not None:
+                _call_hook(record.span, hook, scope)
+            await app(scope, receive, send)
+        elif _plug.everywhere is not None and scope["type"] in ("http", "websocket"):
+            await serve(_plug.everywhere, app, scope, receive, send)
+        else:
+            await original(self, scope, receive, send)
+
+    return __call__
+
+
+def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
+    """
+    Put our edge under contrib's FastAPI instrumentation; idempotent and reversible.
+
+    Args:
+        settings: Called whenever something is instrumented.
+        textmap: The propagator that bootstrap made the global one, or None where the application chose its own.
+    """
+    again = _plug.settings is not None
+    _plug.settings = settings
+    _plug.textmap = textmap
+    if again:
+        return
+    patch = _plug.patch
+    contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
+    patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
+    patch(starlette.routing.Mount, "handle", _patched_handle(starlette.routing.Mount.handle, _note_mount))
+    for route in (starlette.routing.Route, starlette.routing.WebSocketRoute, fastapi.routing.APIRoute):
+        patch(route, "handle", _patched_handle(route.handle, _note_route))
+    patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
+    patch(FastAPIInstrumentor, "uninstrument_app", staticmethod(_uninstrument_app))
+    patch(FastAPIInstrumentor, "_instrument", _instrument)
+    patch(FastAPIInstrumentor, "_uninstrument", _uninstrument)
+    patch(OpenTelemetryMiddleware, "__call__", _patched_middleware_call(OpenTelemetryMiddleware.__call__))
+    set_default(lambda: _plug.everywhere)
+    _take_over()
+
+
+def _base() -> type[fastapi.FastAPI]:
+    """
+    Return FastAPI's own class, also where contrib put a subclass in its place.
+    """
+    return next(kind for kind in fastapi.FastAPI.__mro__ if kind.__module__ == "fastapi.applications")
+
+
+def _take_over() -> None:
+    """
+    Continue what contrib instrumented before we came.
+    """
+    instrumentor = FastAPIInstrumentor()
+    if fastapi.FastAPI is _InstrumentedFastAPI and instrumentor._original_fastapi is not None:
+        _plug.everywhere = config_for(_settings(), _plug.textmap, **_InstrumentedFastAPI._instrument_kwargs)
+        fastapi.FastAPI = instrumentor._original_fastapi  # type: ignore[misc]
+    for app in list(_InstrumentedFastAPI._instrumented_fastapi_apps):
+        _plug.apps.add(app)
+        if _plug.everywhere is None:
+            # Its hooks and headers stay with contrib's middleware, which forwards to us.
+            setattr(app, _APP_CONFIG, config_for(_settings(), _plug.textmap))
+
+
+def _settings() -> Settings:
+    settings = _plug.settings
+    if settings is None:
+        message = "the edge is not active"
+        raise RuntimeError(message)
+    return settings()
+
+
+def deactivate() -> None:
+    """
+    Put everything back as it was; applications that were instrumented are not any more.
+    """
+    if _plug.settings is None:
+        return
+    _uninstrument(None)
+    instrumentor = FastAPIInstrumentor()
+    instrumentor._is_instrumented_by_opentelemetry = False
+    _plug.restore()
+    _plug.settings = None
+    _plug.textmap = None
+    _plug.serving = None
+    set_default(lambda: None)
+
+
+def instrument_everything() -> None:
+    """
+    Instrument every FastAPI application of the process, once.
+    """
+    instrumentor = FastAPIInstrumentor()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.instrument(skip_dep_check=True)
+    elif _plug.everywhere is None:
+        _plug.everywhere = config_for(_settings(), _plug.textmap)
+
+
+def switch_on(app: Any) -> None:
+    """
+    Instrument an application that was switched off.
+    """
+    if isinstance(app, fastapi.FastAPI) and app.__dict__.get(_APP_CONFIG, _UNSET) is None:
+        delattr(app, _APP_CONFIG)
+
+
+def refresh() -> None:
+    """
+    Read the settings again, where all applications are instrumented.
+    """
+    if _plug.everywhere is not None:
+        _plug.everywhere = config_for(_settings(), _plug.textmap)

@@ -1,0 +1,84 @@
+"""
+Server metrics with their stable names, made only where a meter provider exists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.semconv.attributes import (
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    url_attributes,
+)
+from opentelemetry.trace.propagation import set_span_in_context
+
+from otel_correlation._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from opentelemetry.metrics import MeterProvider
+
+    from otel_correlation.edge._asgi import Record
+
+# Advisory boundaries of the semantic conventions (http-metrics.md).
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+
+class ServerMetrics:
+    """
+    ``http.server.request.duration`` and ``http.server.active_requests``.
+    """
+
+    def __init__(self, provider: MeterProvider) -> None:
+        meter = provider.get_meter("otel_correlation.server", __version__)
+        self._duration = meter.create_histogram(
+            "http.server.request.duration",
+            unit="s",
+            description="Duration of HTTP server requests.",
+            explicit_bucket_boundaries_advisory=BUCKETS,
+        )
+        self._active = meter.create_up_down_counter(
+            "http.server.active_requests",
+            unit="{request}",
+            description="Number of active HTTP server requests.",
+        )
+
+    def started(self, record: Record, scope: MutableMapping[str, Any]) -> None:
+        """
+        Count a request that begins.
+        """
+        self._active.add(1, _common(record, scope))
+
+    def finished(self, record: Record, scope: MutableMapping[str, Any], duration_s: float) -> None:
+        """
+        Count a request that is over, with its duration in seconds.
+        """
+        common = _common(record, scope)
+        self._active.add(-1, common)
+        values: dict[str, Any] = {
+            **common,
+            network_attributes.NETWORK_PROTOCOL_VERSION: scope.get("http_version", "1.1"),
+        }
+        if route := record.final_route():
+            values[http_attributes.HTTP_ROUTE] = route
+        if record.status:
+            values[http_attributes.HTTP_RESPONSE_STATUS_CODE] = record.status
+        if record.error is not None:
+            kind = type(record.error)
+            name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            values[error_attributes.ERROR_TYPE] = name
+        elif record.status >= 500:
+            values[error_attributes.ERROR_TYPE] = str(record.status)
+        # The span that has just ended, so that exemplars point to it.
+        context = None if record.span is None else set_span_in_context(record.span)
+        self._duration.record(duration_s, values, context=context)
+
+
+def _common(record: Record, scope: MutableMapping[str, Any]) -> dict[str, Any]:
+    return {
+        http_attributes.HTTP_REQUEST_METHOD: "_OTHER" if record.name == "HTTP" else record.name,
+        url_attributes.URL_SCHEME: scope.get("scheme", "http"),
+    }

@@ -1,0 +1,158 @@
+"""
+What is left out: paths without a span, header values and query values that must not be recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_plus
+
+from otel_correlation import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+REDACTED: Final = "REDACTED"
+
+# The semantic conventions' list (http-spans.md, url.full) and what is secret or personal under any common name.
+_SECRET_PARTS: Final = (
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "session",
+    "signature",
+    "credential",
+    "email",
+    "authorization",
+    "apikey",
+    "accesskey",
+    "privatekey",
+)
+_SECRET_NAMES: Final = frozenset(
+    {"code", "sig", "pwd", "pass", "auth", "jwt", "otp", "pin", "ssn", "sid", "mail", "assertion", "samlresponse"}
+)
+
+
+class Patterns:
+    """
+    A comma list of regular expressions that match paths, anchored at a segment's start and end.
+
+    ``health`` matches ``/health`` and ``/health/live``, not ``/healthy`` and never a host. A pattern that starts with
+    ``http`` matches the whole URL from its start. A pattern that does not compile is left out, with one line.
+
+    Args:
+        text: The comma list.
+        name: The setting's name, for that line.
+    """
+
+    def __init__(self, text: str, name: str = "excluded_urls") -> None:
+        paths: list[str] = []
+        urls: list[str] = []
+        for entry in (part.strip() for part in text.split(",")):
+            if not entry:
+                continue
+            try:
+                re.compile(entry)
+            except re.error as error:
+                guard.logger.warning("%s: %r is not a regular expression (%s); left out", name, entry, error)
+                continue
+            (urls if entry.startswith(("http:", "https:", "http?", "^http")) else paths).append(entry)
+        self._path = re.compile("|".join(rf"/?(?:{entry})(?:/|$)" for entry in paths)) if paths else None
+        self._url = re.compile("|".join(urls)) if urls else None
+
+    def __bool__(self) -> bool:
+        """
+        Tell whether there is any pattern.
+        """
+        return self._path is not None or self._url is not None
+
+    def match(self, path: str, url: str = "") -> bool:
+        """
+        Tell whether a path, or the whole URL, is excluded.
+        """
+        if self._path is not None and self._path.match(path):
+            return True
+        return self._url is not None and bool(url) and self._url.match(url) is not None
+
+    @property
+    def wants_url(self) -> bool:
+        """
+        Tell whether a pattern looks at the whole URL.
+        """
+        return self._url is not None
+
+
+class HeaderCapture:
+    """
+    Which headers become span attributes, and which of those lose their value.
+
+    Args:
+        names: Header names or regular expressions, matched whole and without case.
+        sanitize: Names or regular expressions of headers whose value becomes ``[REDACTED]``.
+        prefix: ``http.request.header.`` or ``http.response.header.``.
+    """
+
+    def __init__(self, names: Sequence[str], sanitize: Sequence[str], prefix: str) -> None:
+        self._wanted = _union(names)
+        self._hidden = _union(sanitize)
+        self._prefix = prefix
+
+    def __bool__(self) -> bool:
+        """
+        Tell whether anything is captured.
+        """
+        return self._wanted is not None
+
+    def attributes(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+        """
+        Return the attributes of the wanted headers; keys are lower case with dashes kept, values are lists.
+        """
+        found: dict[str, list[str]] = {}
+        if self._wanted is None:
+            return found
+        for raw_name, raw_value in headers:
+            name = raw_name.decode("latin-1").lower()
+            if self._wanted.fullmatch(name):
+                hidden = self._hidden is not None and self._hidden.fullmatch(name)
+                value = "[REDACTED]" if hidden else raw_value.decode("utf-8", "replace")
+                found.setdefault(self._prefix + name, []).append(value)
+        return found
+
+
+def _union(names: Sequence[str]) -> re.Pattern[str] | None:
+    good: list[str] = []
+    for name in names:
+        try:
+            re.compile(name)
+        except re.error as error:
+            guard.logger.warning("captured header %r is not a regular expression (%s); left out", name, error)
+            continue
+        good.append(f"(?:{name})")
+    return re.compile("|".join(good), re.IGNORECASE) if good else None
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(raw_key: str) -> bool:
+    key = re.sub(r"[^a-z0-9]", "", unquote_plus(raw_key).lower())
+    return key in _SECRET_NAMES or key.endswith(("key", "keyid")) or any(part in key for part in _SECRET_PARTS)
+
+
+def redact_query(query: str, mode: str) -> str:
+    """
+    Replace query values that must not be recorded; the keys and their order stay.
+
+    Args:
+        query: The query string without ``?``, as received.
+        mode: ``all`` keeps every value, ``sensitive`` drops secret and personal ones, ``none`` drops every value.
+    """
+    if mode == "all" or not query:
+        return query
+    parts = query.split("&")
+    for index, part in enumerate(parts):
+        key, equals, value = part.partition("=")
+        if equals and value and (mode == "none" or _is_secret(key[:200])):
+            parts[index] = f"{key}={REDACTED}"
+    return "&".join(parts)
