@@ -5,7 +5,11 @@ The command ``otel-correlation``: demo, run, serve, find, doctor.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import importlib.util
+import io
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -13,12 +17,16 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from otel_correlation._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from types import FrameType
+    from typing import TypeAlias
+
+    _Handler: TypeAlias = Callable[[int, FrameType | None], object] | signal.Handlers
 
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
-_LOCAL_MODULES: Final = ("uvicorn", "rich", "httpx")
+LOCAL_MODULES: Final = ("uvicorn", "rich", "httpx")
 
 
 class CommandError(Exception):
@@ -38,40 +46,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows its escape; output never fails for it.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if hasattr(signal, "SIGTERM"):
-        # Cleaning up is done by ``finally`` and ``with``: an ending by signal has to pass through them.
-        signal.signal(signal.SIGTERM, _terminated)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Cleaning up is done by ``finally`` and ``with``: an ending by signal has to pass through them.
+    with on_signals((signal.SIGTERM, signal.SIGHUP), _terminated):
+        try:
+            _need_extra(arguments.command)
+            # Imported when asked for: doctor must work where the extra is missing.
+            command = importlib.import_module(f"otel_correlation.cli.{arguments.command}")
+            status: int = command.run(arguments)
+        except CommandError as error:
+            print(f"otel-correlation: {error}", file=sys.stderr)
+            return error.status
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough; nothing more may be written, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+        return status
+
+
+@contextlib.contextmanager
+def on_signals(numbers: Iterable[signal.Signals], handler: _Handler) -> Generator[None]:
+    """
+    Let ``handler`` take the signals meanwhile. One that was ignored from the start stays so: that is how nohup works.
+    """
+    before = {
+        number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
-        _need_extra(arguments.command)
-        command: Callable[[argparse.Namespace], int] = _load(arguments.command)
-        return command(arguments)
-    except CommandError as error:
-        print(f"otel-correlation: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; nothing more may be written, not even at exit.
-        sys.stdout = None  # type: ignore[assignment]
-        return OK
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _load(command: str) -> Callable[[argparse.Namespace], int]:
-    # Each is imported when it is asked for: doctor must work where the extra is missing.
-    module = importlib.import_module(f"otel_correlation.cli.{command}")
-    run: Callable[[argparse.Namespace], int] = module.run
-    return run
-
-
 def _need_extra(command: str) -> None:
     if command == "doctor":
         return
-    missing = [name for name in _LOCAL_MODULES if importlib.util.find_spec(name) is None]
+    missing = [name for name in LOCAL_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(
             f"{command} needs {' and '.join(missing)}: python -m pip install 'otel-correlation[local]'",
@@ -80,18 +98,26 @@ def _need_extra(command: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="otel-correlation", description="One identity per request, from the id that a customer quotes to the line that failed."
+        prog="otel-correlation",
+        description="One identity per request, from the id that a customer quotes to the line that failed.",
     )
     parser.add_argument("--version", action="version", version=f"otel-correlation {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="three services, real requests, and the one that fails as `find` shows it")
-    demo.add_argument("--port", type=_port, default=0, help="port of the viewer; the services take the next three (default: free ones)")
+    demo.add_argument(
+        "--port",
+        type=_port,
+        default=0,
+        help="port of the viewer; the services take the next three (default: free ones)",
+    )
     demo.add_argument("--keep", action="store_true", help="stay up until Ctrl-C, to look at the page")
 
     run = commands.add_parser("run", help="start a service with its traces and logs sent to the local viewer")
     _add_server_arguments(run)
-    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the command, as `-- uvicorn main:app`")
+    run.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the command, as `-- uvicorn main:app`"
+    )
 
     serve = commands.add_parser("serve", help="the local collector and viewer")
     _add_server_arguments(serve)
@@ -107,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=4318, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--db", default=":memory:", metavar="FILE", help="SQLite file that keeps what was received (default: memory)")
+    parser.add_argument(
+        "--db", default=":memory:", metavar="FILE", help="SQLite file that keeps what was received (default: memory)"
+    )
 
 
 def _port(text: str) -> int:

@@ -13,15 +13,15 @@ from otel_correlation.cli import FAILED, OK, USAGE, CommandError
 from otel_correlation.cli.terminal import Screen
 from otel_correlation.request_id import MIN_ROOT_LENGTH, parse
 from otel_correlation.semconv import OTEL_CORRELATION_STORES
-from otel_correlation.stores import StoreError, cause, configured, entry, find, waterfall
+from otel_correlation.settings import from_environment
+from otel_correlation.stores import StoreError, as_json, cause, configured, entry, find, waterfall
 from otel_correlation.stores.client import trace_id_of
-from otel_correlation.stores.model import span_to_json, trace_to_json
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from otel_correlation.stores import Cause, Json, LogLine, Span, Store, Trace
+    from otel_correlation.stores import Cause, LogLine, Span, Store, Trace
 
 # Traces told in full; of more only one line each.
 MAX_TOLD: Final = 3
@@ -40,12 +40,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not wanted:
         raise CommandError("the id is empty: give the X-Request-ID of a response, or a trace id")
     try:
-        stores = configured(os.environ)
+        stores = configured(from_environment(os.environ).stores)
     except StoreError as error:
         raise CommandError(str(error)) from error
     traces, errors = find(stores, wanted)
     if arguments.json:
-        print(json.dumps(as_json(wanted, traces, stores, errors), indent=2))
+        answer = {
+            "id": wanted,
+            "traces": [as_json(trace) for trace in traces],
+            "looked_in": [store.name for store in stores],
+            "errors": [str(error) for error in errors],
+        }
+        # ASCII: no byte of the telemetry reaches a terminal as it came.
+        print(json.dumps(answer, indent=2))
     elif traces:
         tell(Screen(), wanted, traces, stores, errors)
     elif not errors:
@@ -53,40 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     if traces:
         return OK
     if errors and not arguments.json:
-        raise CommandError("; ".join(map(str, errors)) + f" (start it with `otel-correlation serve`, or set {OTEL_CORRELATION_STORES})")
-    return USAGE if errors else FAILED
-
-
-def as_json(wanted: str, traces: Sequence[Trace], stores: Sequence[Store], errors: Sequence[StoreError]) -> Json:
-    """
-    Return what ``find --json`` prints.
-    """
-    told: list[Json] = []
-    for trace in traces:
-        begin, why = entry(trace), cause(trace)
-        told.append(
-            {
-                **trace_to_json(trace),
-                "request_ids": list(trace.request_ids),
-                "services": list(trace.services),
-                "entry": begin and span_to_json(begin),
-                "cause": why
-                and {
-                    "service": why.service,
-                    "place": why.place,
-                    "type": why.type,
-                    "message": why.message,
-                    "span_id": why.span_id,
-                    "fatal": why.fatal,
-                },
-            }
+        raise CommandError(
+            "; ".join(map(str, errors)) + f" (start it with `otel-correlation serve`, or set {OTEL_CORRELATION_STORES})"
         )
-    return {
-        "id": wanted,
-        "traces": told,
-        "looked_in": [store.name for store in stores],
-        "errors": [str(error) for error in errors],
-    }
+    return USAGE if errors else FAILED
 
 
 def tell(
@@ -115,7 +92,9 @@ def tell(
     elif len(traces) > 1:
         screen.line(("Next: one of them alone by its trace id: otel-correlation find TRACE_ID", _SOFT))
     else:
-        screen.line((f"Next: all attributes with `otel-correlation find {wanted} --json`, or on the viewer's page", _SOFT))
+        screen.line(
+            (f"Next: all attributes with `otel-correlation find {wanted} --json`, or on the viewer's page", _SOFT)
+        )
 
 
 def _tell_trace(screen: Screen, trace: Trace) -> None:
@@ -175,7 +154,14 @@ def _tell_logs(screen: Screen, trace: Trace) -> None:
     for line in trace.logs:
         first, *rest = line.body.splitlines() or [""]
         style = _BAD if line.severity.upper() in ("ERROR", "FATAL", "CRITICAL") else ""
-        screen.line("  ", (_clock(line.time_ns), _SOFT), f" {line.severity:<7.7} ", (line.service.ljust(service), _HEAD), " ", (first, style))
+        screen.line(
+            "  ",
+            (_clock(line.time_ns), _SOFT),
+            f" {line.severity:<7.7} ",
+            (line.service.ljust(service), _HEAD),
+            " ",
+            (first, style),
+        )
         for text in rest:
             screen.line("    ", text)
         for text in _exception_of(line):
@@ -195,15 +181,23 @@ def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
     screen.line(f"Looked in {'; '.join(store.name for store in stores)}")
     trace_id = trace_id_of(wanted) if parse(wanted.encode()) else None
     if parse(wanted.encode()) is None:
-        screen.line("  - this is no valid request id: the service has replaced it; take the X-Request-ID of the response")
+        screen.line(
+            "  - this is no valid request id: the service has replaced it; take the X-Request-ID of the response"
+        )
     elif trace_id is None:
-        screen.line(f"  - an id of fewer than {MIN_ROOT_LENGTH} characters never names a trace; it was searched as the attribute request_id")
+        screen.line(
+            f"  - an id of fewer than {MIN_ROOT_LENGTH} characters never names a trace; "
+            "it was searched as the attribute request_id"
+        )
     else:
-        screen.line(f"  - looked up as trace id {trace_id} too; a caller that also sent a traceparent has another trace id")
+        screen.line(
+            f"  - looked up as trace id {trace_id} too; a caller that also sent a traceparent has another trace id"
+        )
     screen.line("  - the trace may not be sampled: OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG of the service")
     screen.line("  - its exporter may send elsewhere, or not at all: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_EXPORTER")
     screen.line("  - the request may be older than what the store keeps, or younger than a second")
-    screen.line((f"Next: `otel-correlation doctor` in the service's environment; {OTEL_CORRELATION_STORES} names other stores", _SOFT))
+    elsewhere = f"{OTEL_CORRELATION_STORES} names other stores"
+    screen.line((f"Next: `otel-correlation doctor` in the service's environment; {elsewhere}", _SOFT))
 
 
 def _title(span: Span) -> str:
@@ -230,7 +224,7 @@ def _failed(span: Span) -> bool:
 
 def _took(span: Span) -> str:
     milliseconds = (span.end_ns - span.start_ns) / 1e6
-    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"  # noqa: PLR2004
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"
 
 
 def _time(ns: int) -> str:

@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     with open_server(arguments.host, arguments.port, arguments.db) as server:
         if not server.loopback:
             print(
-                f"warning: {arguments.host} can be reached from other machines, without a password: everybody there can read "
-                "and send telemetry",
+                f"warning: {arguments.host} can be reached from other machines, without a password: "
+                "everybody there can read and send telemetry",
                 file=sys.stderr,
             )
         kept = "in memory" if arguments.db == ":memory:" else f"in {arguments.db}"

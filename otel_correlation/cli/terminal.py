@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def safe(text: object) -> str:
-    """
+    r"""
     Return one line without anything that a terminal acts on.
 
     Control characters (escape sequences, line feeds), format characters (right-to-left overrides), lone surrogates and
-    line separators become visible escapes such as ``\\x1b``.
+    line separators become visible escapes such as ``\x1b``.
     """
     return "".join(
         character if character.isprintable() or unicodedata.category(character) == "Zs" else _escape(character)
@@ -42,6 +42,9 @@ class Screen:
 
     @property
     def width(self) -> int:
+        """
+        Return the columns that a line may take.
+        """
         return self._console.width if self._console.is_terminal else 120
 
     def line(self, *parts: str | tuple[str, StyleType]) -> None:

@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
@@ -21,14 +21,16 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from otel_correlation.stores.model import Event, LogLine, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
     from typing import TypeVar
 
     from google.protobuf.message import Message
@@ -56,13 +58,13 @@ _MAX_EXACT: Final = 2**53
 _SEVERITIES: Final = ((0, ""), (4, "TRACE"), (8, "DEBUG"), (12, "INFO"), (16, "WARN"), (20, "ERROR"), (24, "FATAL"))
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """
     A body that is not the OTLP request that it claims to be.
     """
 
 
-class TooBig(ValueError):
+class TooBigError(ValueError):
     """
     A body that is larger than the bound once it is decompressed.
     """
@@ -87,8 +89,8 @@ def decompress(body: bytes, limit: int) -> bytes:
     Return the content of a gzip body (one member or more) of at most ``limit`` bytes.
 
     Raises:
-        Malformed: Not gzip, or cut off.
-        TooBig: More than ``limit`` bytes come out.
+        MalformedError: Not gzip, or cut off.
+        TooBigError: More than ``limit`` bytes come out.
     """
     parts = bytearray()
     while True:
@@ -96,11 +98,11 @@ def decompress(body: bytes, limit: int) -> bytes:
         try:
             parts += inflate.decompress(body, limit + 1 - len(parts))
         except zlib.error as error:
-            raise Malformed(f"the body is not gzip: {error}") from None
+            raise MalformedError(f"the body is not gzip: {error}") from None
         if len(parts) > limit:
-            raise TooBig(f"the body is larger than {limit} bytes after decompression")
+            raise TooBigError(f"the body is larger than {limit} bytes after decompression")
         if not inflate.eof:
-            raise Malformed("the gzip body is cut off")
+            raise MalformedError("the gzip body is cut off")
         body = inflate.unused_data
         if not body:
             return bytes(parts)
@@ -111,7 +113,7 @@ def decode_traces(body: bytes, media: str) -> Batch:
     Read an ExportTraceServiceRequest; a span with an invalid id is rejected alone.
 
     Raises:
-        Malformed: The body as a whole cannot be read.
+        MalformedError: The body as a whole cannot be read.
     """
     request = _parse(ExportTraceServiceRequest(), body, media)
     spans: list[Span] = []
@@ -124,7 +126,9 @@ def decode_traces(body: bytes, media: str) -> Batch:
                     spans.append(_span(proto, service))
                 else:
                     rejected += 1
-    return Batch(spans=tuple(spans), rejected=rejected, reason="spans with an invalid trace or span id" if rejected else "")
+    return Batch(
+        spans=tuple(spans), rejected=rejected, reason="spans with an invalid trace or span id" if rejected else ""
+    )
 
 
 def decode_logs(body: bytes, media: str) -> Batch:
@@ -132,7 +136,7 @@ def decode_logs(body: bytes, media: str) -> Batch:
     Read an ExportLogsServiceRequest; a record whose trace id has a wrong length is rejected alone.
 
     Raises:
-        Malformed: The body as a whole cannot be read.
+        MalformedError: The body as a whole cannot be read.
     """
     request = _parse(ExportLogsServiceRequest(), body, media)
     logs: list[LogLine] = []
@@ -156,7 +160,7 @@ def check_metrics(body: bytes, media: str) -> Batch:
     Check that the body is an ExportMetricsServiceRequest; its content is not kept.
 
     Raises:
-        Malformed: It is none.
+        MalformedError: It is none.
     """
     _parse(ExportMetricsServiceRequest(), body, media)
     return Batch()
@@ -209,17 +213,17 @@ def _parse(message: M, body: bytes, media: str) -> M:
         else:
             message.ParseFromString(body)
     except (DecodeError, json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Malformed(f"the body is no {type(message).__name__} as {media} ({type(error).__name__})") from None
+        raise MalformedError(f"the body is no {type(message).__name__} as {media} ({type(error).__name__})") from None
     return message
 
 
-def _with_base64_ids(document: object) -> object:
+def _with_base64_ids(document: Any) -> Any:
     """
     Turn the ids from hex, as OTLP/JSON writes them, into base64, as protobuf's JSON mapping does; in place.
 
     Attribute keys are values in OTLP, never member names, so a member of that name is an id.
     """
-    stack = [document]
+    stack: list[Any] = [document]
     while stack:
         node = stack.pop()
         if isinstance(node, list):

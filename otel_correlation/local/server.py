@@ -25,17 +25,16 @@ from otel_correlation._version import __version__
 from otel_correlation.local import otlp
 from otel_correlation.local.store import LocalStore
 from otel_correlation.semconv import DISTRO_NAME
-from otel_correlation.stores.model import trace_to_json
-from otel_correlation.stores.story import cause, entry
+from otel_correlation.stores.story import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
+    from typing import Self
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from otel_correlation.stores.model import Json, Trace
 
 DEFAULT_HOST: Final = "127.0.0.1"
 # The port of OTLP/HTTP, so that an SDK without any setting finds it.
@@ -81,10 +80,12 @@ class Viewer:
 
     def __init__(self, store: LocalStore, *, hosts: frozenset[str] | None = None) -> None:
         """
+        Answer from ``store``.
+
         Args:
             store: What is received goes there.
-            hosts: Host names under which the API and the page answer; None is any. A page of another origin that lets its
-                name resolve to this machine (DNS rebinding) is so kept from reading.
+            hosts: Host names under which the API and the page answer; None is any. A page of another origin whose name
+                resolves to this machine (DNS rebinding) is so kept from reading.
         """
         self._store = store
         self._hosts = hosts
@@ -104,6 +105,10 @@ class Viewer:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Answer one request; every response carries the security headers.
+        """
+
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -119,7 +124,9 @@ class Viewer:
         async def receive(request: Request) -> Response:
             media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if media not in (otlp.PROTOBUF, otlp.JSON):
-                return self._refuse(415, otlp.JSON, _INVALID_ARGUMENT, f"content-type must be {otlp.PROTOBUF} or {otlp.JSON}")
+                return self._refuse(
+                    415, otlp.JSON, _INVALID_ARGUMENT, f"content-type must be {otlp.PROTOBUF} or {otlp.JSON}"
+                )
             coding = request.headers.get("content-encoding", "identity").strip().lower()
             if coding not in ("gzip", "identity", ""):
                 response = self._refuse(415, media, _INVALID_ARGUMENT, "content-encoding must be gzip or none")
@@ -127,7 +134,7 @@ class Viewer:
                 return response
             try:
                 body = await _body(request)
-            except otlp.TooBig as error:
+            except otlp.TooBigError as error:
                 return self._refuse(413, media, _INVALID_ARGUMENT, str(error), close=True)
             if self._pending_bytes + len(body) > MAX_PENDING_BYTES:
                 response = self._refuse(503, media, _RESOURCE_EXHAUSTED, "too much is waiting to be stored")
@@ -139,9 +146,9 @@ class Viewer:
                 self._without_trace += batch.without_trace
                 if batch.spans or batch.logs:
                     await asyncio.wrap_future(self._store.add(batch.spans, batch.logs))
-            except otlp.TooBig as error:
+            except otlp.TooBigError as error:
                 return self._refuse(413, media, _INVALID_ARGUMENT, str(error))
-            except otlp.Malformed as error:
+            except otlp.MalformedError as error:
                 return self._refuse(400, media, _INVALID_ARGUMENT, str(error))
             except sqlite3.Error as error:
                 return self._refuse(503, media, _UNAVAILABLE, f"the store cannot write: {error}")
@@ -171,13 +178,13 @@ class Viewer:
         if refused := self._refuse_host(request):
             return refused
         trace = await asyncio.wrap_future(self._store.trace(request.path_params["trace_id"]))
-        return JSONResponse({"error": "no such trace"}, 404) if trace is None else JSONResponse(_told(trace))
+        return JSONResponse({"error": "no such trace"}, 404) if trace is None else JSONResponse(as_json(trace))
 
     async def _find(self, request: Request) -> Response:
         if refused := self._refuse_host(request):
             return refused
         traces = await asyncio.wrap_future(self._store.find(request.path_params["wanted"]))
-        return JSONResponse({"traces": [_told(trace) for trace in traces]})
+        return JSONResponse({"traces": [as_json(trace) for trace in traces]})
 
     async def _health(self, _request: Request) -> Response:
         counts = self._store.counts
@@ -217,7 +224,7 @@ def _decoded(decode: Callable[[bytes, str], otlp.Batch], body: bytes, media: str
 
 
 async def _body(request: Request) -> bytes:
-    too_big = otlp.TooBig(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    too_big = otlp.TooBigError(f"the body is larger than {MAX_BODY_BYTES} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise too_big
@@ -227,25 +234,6 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise too_big
     return bytes(body)
-
-
-def _told(trace: Trace) -> dict[str, Json]:
-    """
-    Return the trace with what it says, so that the page need not work it out again.
-    """
-    begin, why = entry(trace), cause(trace)
-    told = trace_to_json(trace)
-    told["entry"] = None if begin is None else begin.span_id
-    told["request_ids"] = list(trace.request_ids)
-    told["cause"] = why and {
-        "service": why.service,
-        "place": why.place,
-        "type": why.type,
-        "message": why.message,
-        "span_id": why.span_id,
-        "fatal": why.fatal,
-    }
-    return told
 
 
 class _Uvicorn(uvicorn.Server):
@@ -318,7 +306,7 @@ class LocalServer:
             self._uvicorn.ended.set()
             self._uvicorn.running.set()
 
-    def __enter__(self) -> LocalServer:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._uvicorn.running.wait()
         return self

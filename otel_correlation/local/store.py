@@ -29,18 +29,37 @@ MAX_FOUND: Final = 20
 _ENTRY_CANDIDATES: Final = 50
 _SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
-CREATE TABLE traces (seq INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT UNIQUE NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE traces (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT UNIQUE NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
+);
 CREATE TABLE spans (
-    trace_id TEXT NOT NULL, span_id TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, failed INTEGER NOT NULL,
-    service TEXT NOT NULL, request_id TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (trace_id, span_id)
+    trace_id TEXT NOT NULL, span_id TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+    failed INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL, data TEXT NOT NULL,
+    PRIMARY KEY (trace_id, span_id)
 );
 CREATE TABLE logs (
-    trace_id TEXT NOT NULL, digest BLOB NOT NULL, time_ns INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL,
-    data TEXT NOT NULL, PRIMARY KEY (trace_id, digest)
+    trace_id TEXT NOT NULL, digest BLOB NOT NULL, time_ns INTEGER NOT NULL, service TEXT NOT NULL,
+    request_id TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (trace_id, digest)
 );
 CREATE INDEX spans_by_request_id ON spans (request_id) WHERE request_id <> '';
 CREATE INDEX logs_by_request_id ON logs (request_id) WHERE request_id <> '';
 """
+
+_BY_REQUEST_ID: Final = """
+SELECT trace_id FROM spans WHERE request_id = ?2 AND request_id <> ''
+UNION SELECT trace_id FROM logs WHERE request_id = ?2 AND request_id <> ''
+"""
+_RECENT: Final = f"""
+SELECT trace_id FROM traces t
+WHERE (?1 = '' OR trace_id = ?1) AND (?2 = '' OR trace_id IN ({_BY_REQUEST_ID})) AND (
+    ?3 = '' OR EXISTS (SELECT 1 FROM spans s WHERE s.trace_id = t.trace_id AND s.service = ?3)
+    OR EXISTS (SELECT 1 FROM logs l WHERE l.trace_id = t.trace_id AND l.service = ?3)
+) ORDER BY seq DESC LIMIT ?4
+"""  # noqa: S608 - a constant put together from a constant
+_FIND: Final = f"""
+SELECT trace_id FROM traces WHERE trace_id = ?1 OR trace_id IN ({_BY_REQUEST_ID})
+ORDER BY trace_id <> ?1, seq DESC LIMIT ?3
+"""  # noqa: S608 - as above
 
 
 class StoreFileError(Exception):
@@ -67,8 +86,8 @@ class LocalStore:
     """
     Keeps spans and log lines by trace id and by request id, within bounds; the oldest trace goes first, as a whole.
 
-    Every method may be called from any thread and answers with a future: the work is done by the one thread that owns the
-    connection. What arrives twice (delivery is at-least-once) is kept once.
+    Every method may be called from any thread and answers with a future: the one thread that owns the connection does
+    the work. What arrives twice (delivery is at-least-once) is kept once.
     """
 
     def __init__(
@@ -145,7 +164,9 @@ class LocalStore:
                         db.execute(statement)
                     db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
                 elif version != _SCHEMA_VERSION:
-                    raise StoreFileError(f"{path} is a database of something else or of another version: name another file")
+                    raise StoreFileError(
+                        f"{path} is a database of something else or of another version: name another file"
+                    )
                 self.counts.rows, self.counts.bytes = db.execute(
                     "SELECT coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM traces"
                 ).fetchone()
@@ -175,7 +196,15 @@ class LocalStore:
     def _add_span(self, span: Span) -> None:
         data = _dump(span_to_json(span))
         if self._has_room(span.trace_id):
-            values = (span.trace_id, span.span_id, span.start_ns, span.end_ns, span.failed, span.service, span.request_id)
+            values = (
+                span.trace_id,
+                span.span_id,
+                span.start_ns,
+                span.end_ns,
+                span.failed,
+                span.service,
+                span.request_id,
+            )
             done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
             self._count(span.trace_id, len(data), done.rowcount)
 
@@ -215,20 +244,7 @@ class LocalStore:
             self.counts.dropped_traces += 1
 
     def _recent(self, request_id: str, trace_id: str, service: str, limit: int) -> list[dict[str, Json]]:
-        conditions: list[str] = []
-        values: list[str | int] = []
-        for column, value in (("request_id", request_id), ("service", service)):
-            if value:
-                conditions.append(
-                    f"(EXISTS (SELECT 1 FROM spans s WHERE s.trace_id = t.trace_id AND s.{column} = ?)"
-                    f" OR EXISTS (SELECT 1 FROM logs l WHERE l.trace_id = t.trace_id AND l.{column} = ?))"
-                )
-                values += [value, value]
-        if trace_id:
-            conditions.append("t.trace_id = ?")
-            values.append(trace_id.lower())
-        where = " AND ".join(conditions) or "1"
-        rows = self._db.execute(f"SELECT trace_id FROM traces t WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit))
+        rows = self._db.execute(_RECENT, (trace_id.lower(), request_id, service, limit))
         return [self._summary(row[0]) for row in rows.fetchall()]
 
     def _summary(self, trace_id: str) -> dict[str, Json]:
@@ -271,12 +287,8 @@ class LocalStore:
 
     def _find(self, wanted: str) -> list[Trace]:
         bits = to_trace_id(wanted)
-        rows = self._db.execute(
-            "SELECT trace_id FROM traces WHERE trace_id = ?2 OR trace_id IN (SELECT trace_id FROM spans WHERE request_id = ?1"
-            " AND request_id <> '' UNION SELECT trace_id FROM logs WHERE request_id = ?1 AND request_id <> '')"
-            " ORDER BY trace_id <> ?2, seq DESC LIMIT ?3",
-            (wanted, "" if bits is None else f"{bits:032x}", MAX_FOUND),
-        ).fetchall()
+        trace_id = "" if bits is None else f"{bits:032x}"
+        rows = self._db.execute(_FIND, (trace_id, wanted, MAX_FOUND)).fetchall()
         return [trace for row in rows if (trace := self._trace(row[0])) is not None]
 
 

@@ -4,9 +4,10 @@ What ``find`` asks: the stores that hold traces and log lines, and the shape in 
 
 from __future__ import annotations
 
-from otel_correlation.stores.client import Store, StoreError, configured, find
+from otel_correlation.stores.client import Store, StoreError
 from otel_correlation.stores.model import Event, Json, LogLine, Span, Trace
-from otel_correlation.stores.story import Cause, cause, entry, waterfall
+from otel_correlation.stores.search import configured, find
+from otel_correlation.stores.story import Cause, as_json, cause, entry, waterfall
 
 __all__ = [
     "Cause",
@@ -17,6 +18,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Trace",
+    "as_json",
     "cause",
     "configured",
     "entry",

@@ -1,5 +1,5 @@
 """
-The protocol that a store implements, and the search over all that are configured.
+What a store is, and the HTTP side that all of them share.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from urllib.parse import urlsplit
 import httpx
 
 from otel_correlation.request_id import to_trace_id
-from otel_correlation.semconv import OTEL_CORRELATION_STORES
-from otel_correlation.stores.model import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
-    from otel_correlation.stores.model import Json
+    from otel_correlation.stores.model import Json, Trace
 
-DEFAULT_STORES: Final = "http://127.0.0.1:4318"
 TIMEOUT_S: Final = 10.0
 # An answer beyond this is refused rather than held in memory.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -28,7 +25,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 class StoreError(Exception):
     """
-    A store that is configured wrongly, not reachable, or does not answer as it should. Its text is one line for a person.
+    A store that is named wrongly, not reachable, or does not answer as it should; one line for a person.
     """
 
 
@@ -81,9 +78,9 @@ class Http:
                         raise StoreError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StoreError(f"{self.url} is not reachable ({error or type(error).__name__})") from error
-        if response.status_code == httpx.codes.NOT_FOUND:
+        if response.status_code == 404:
             return response.status_code, None
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != 200:
             raise StoreError(f"{self.url}{path} answered with status {response.status_code}")
         try:
             answer: Json = json.loads(body)
@@ -98,61 +95,3 @@ def trace_id_of(wanted: str) -> str | None:
     """
     bits = to_trace_id(wanted)
     return None if bits is None else f"{bits:032x}"
-
-
-def configured(environ: Mapping[str, str]) -> list[Store]:
-    """
-    Return the stores that ``OTEL_CORRELATION_STORES`` names: a comma list of ``URL`` (embedded) and ``KIND=URL``.
-
-    Raises:
-        StoreError: An item is not of this form.
-    """
-    from otel_correlation.stores.embedded import EmbeddedStore
-    from otel_correlation.stores.jaeger import JaegerStore
-
-    kinds: dict[str, type[EmbeddedStore | JaegerStore]] = {"embedded": EmbeddedStore, "jaeger": JaegerStore}
-    stores: list[Store] = []
-    for item in (environ.get(OTEL_CORRELATION_STORES, "").strip() or DEFAULT_STORES).split(","):
-        text = item.strip()
-        kind, _, url = text.partition("=") if "=" in text.partition("://")[0] else ("embedded", "", text)
-        try:
-            valid = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
-        except ValueError:
-            valid = False
-        if kind not in kinds or not valid:
-            raise StoreError(
-                f"{OTEL_CORRELATION_STORES}: {text!r} is no store; write http://HOST:PORT for the embedded one "
-                "or jaeger=http://HOST:PORT"
-            )
-        stores.append(kinds[kind](url))
-    return stores
-
-
-def find(stores: Iterable[Store], wanted: str) -> tuple[list[Trace], list[StoreError]]:
-    """
-    Ask every store and put together what belongs to one trace id, newest trace first.
-
-    Returns:
-        The traces, and why a store could not answer.
-    """
-    parts: dict[str, list[Trace]] = {}
-    errors: list[StoreError] = []
-    for store in stores:
-        try:
-            for trace in store.find(wanted):
-                parts.setdefault(trace.trace_id, []).append(trace)
-        except StoreError as error:
-            errors.append(error)
-    found = [_merged(trace_id, same) for trace_id, same in parts.items()]
-    return sorted(found, key=_began, reverse=True), errors
-
-
-def _merged(trace_id: str, parts: Sequence[Trace]) -> Trace:
-    lines = {
-        (line.time_ns, line.span_id, line.service, line.body): line for part in reversed(parts) for line in part.logs
-    }
-    return Trace.of(trace_id, (span for part in reversed(parts) for span in part.spans), lines.values())
-
-
-def _began(trace: Trace) -> int:
-    return min([*(span.start_ns for span in trace.spans), *(line.time_ns for line in trace.logs)], default=0)

@@ -20,10 +20,13 @@ class EmbeddedStore:
         self.name = f"the embedded store at {self._http.url}"
 
     def find(self, wanted: str, /) -> list[Trace]:
+        """
+        Return what the server's own search finds.
+        """
         # "." and ".." would be taken for a step in the path.
         status, answer = self._http.get("/api/find/" + quote(wanted, safe="").replace(".", "%2E"))
         try:
-            if status != 404:  # noqa: PLR2004
+            if status != 404:
                 return [trace_from_json(trace) for trace in as_list(as_object(answer).get("traces"))]
         except ValueError as error:
             raise StoreError(f"{self._http.url} did not answer as an embedded store does ({error})") from error

@@ -27,6 +27,9 @@ class JaegerStore:
         self.name = f"Jaeger at {self._http.url} (the last {SEARCH_DAYS} days; it holds no log lines)"
 
     def find(self, wanted: str, /) -> list[Trace]:
+        """
+        Return the trace that the id leads to and those whose spans carry it.
+        """
         try:
             found: dict[str, Trace] = {}
             if (trace_id := trace_id_of(wanted)) is not None:
@@ -46,7 +49,9 @@ class JaegerStore:
         give_up = time.monotonic() + 3 * TIMEOUT_S
         for service in services:
             if time.monotonic() > give_up:
-                raise StoreError(f"{self._http.url} is too slow: gave up before all {len(services)} services were searched")
+                raise StoreError(
+                    f"{self._http.url} is too slow: gave up before all {len(services)} services were searched"
+                )
             query: dict[str, str | int] = {
                 "service": as_text(service),
                 "tags": json.dumps({REQUEST_ID: wanted}),

@@ -15,7 +15,7 @@ from otel_correlation.semconv import REQUEST_ID
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,9 @@ class Span:
 
     @property
     def request_id(self) -> str:
+        """
+        Return the attribute ``request_id``, or an empty string.
+        """
         return _request_id(self.attributes)
 
 
@@ -72,6 +75,9 @@ class LogLine:
 
     @property
     def request_id(self) -> str:
+        """
+        Return the attribute ``request_id``, or an empty string.
+        """
         return _request_id(self.attributes)
 
 
@@ -98,18 +104,25 @@ class Trace:
         )
 
     @property
+    def parts(self) -> tuple[Span | LogLine, ...]:
+        """
+        Return the spans, then the log lines.
+        """
+        return (*self.spans, *self.logs)
+
+    @property
     def request_ids(self) -> tuple[str, ...]:
         """
         Return the request ids that spans and log lines carry, each once, earliest first.
         """
-        return tuple(dict.fromkeys(part.request_id for part in (*self.spans, *self.logs) if part.request_id))
+        return tuple(dict.fromkeys(part.request_id for part in self.parts if part.request_id))
 
     @property
     def services(self) -> tuple[str, ...]:
         """
         Return the services that took part, each once, in order of appearance.
         """
-        return tuple(dict.fromkeys(part.service for part in (*self.spans, *self.logs)))
+        return tuple(dict.fromkeys(part.service for part in self.parts))
 
 
 def _request_id(attributes: Mapping[str, Json]) -> str:

@@ -5,8 +5,10 @@ What a trace says: the request that it began with, its spans as a tree, and the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
+
+from otel_correlation.stores.model import trace_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from otel_correlation.stores.model import Json, LogLine, Span, Trace
 
 # A frame of a traceback as CPython prints it; an exception group puts "| " in front.
-_FRAME: Final = re.compile(r'^[\s|+]*File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE)
+_FRAME: Final = re.compile(
+    r'^[\s|+]*File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
+)
 # Frames of installed packages, of the standard library and of generated code are not the application's.
 _FOREIGN: Final = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python\d|^<")
 _HTTP_FAILURE: Final = 500
@@ -38,7 +42,7 @@ class Cause:
 
 def entry(trace: Trace) -> Span | None:
     """
-    Return the span that the request began with: the earliest SERVER span without a known parent, else the earliest span.
+    Return the span that the request began with: the earliest SERVER span without a known parent, else the earliest.
     """
     known = {span.span_id for span in trace.spans}
     roots = [span for span in trace.spans if span.parent_id not in known]
@@ -107,6 +111,20 @@ def cause(trace: Trace) -> Cause | None:
     )
 
 
+def as_json(trace: Trace) -> dict[str, Json]:
+    """
+    Return ``trace`` as JSON with what it says: ``entry`` (a span id), ``request_ids``, ``services``, ``cause``.
+    """
+    begin, why = entry(trace), cause(trace)
+    return {
+        **trace_to_json(trace),
+        "entry": begin.span_id if begin else None,
+        "request_ids": list(trace.request_ids),
+        "services": list(trace.services),
+        "cause": asdict(why) if why else None,
+    }
+
+
 def _same_service_upwards(trace: Trace, span: Span) -> Iterator[Span]:
     by_id = {other.span_id: other for other in trace.spans}
     current: Span | None = span
@@ -147,7 +165,7 @@ def _cause(service: str, attributes: Mapping[str, Json], span_id: str, *, fatal:
 
 def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
     """
-    Return the last frame of the application in ``stacktrace``, else where the code attributes point, else the last frame.
+    Return the application's last frame in ``stacktrace``, else where the code attributes point, else the last frame.
     """
     frames = list(_FRAME.finditer(stacktrace))
     own = [frame for frame in frames if not _FOREIGN.search(frame["file"])]
@@ -155,10 +173,11 @@ def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
         frame = (own or frames)[-1]
         function = f" in {frame['function']}" if frame["function"] else ""
         return f"{frame['file']}:{frame['line']}{function}"
-    file, line, function = (attributes.get(key) for key in ("code.file.path", "code.line.number", "code.function.name"))
+    file = _text(attributes, "code.file.path")
     if not file:
         return ""
-    return f"{file}:{line}" + (f" in {function}" if function else "")
+    function = _text(attributes, "code.function.name")
+    return f"{file}:{attributes.get('code.line.number', '?')}" + (f" in {function}" if function else "")
 
 
 def _code(attributes: Mapping[str, Json]) -> dict[str, Json]:

@@ -1,0 +1,211 @@
+"""
+``otel-correlation doctor``: what is installed, what the environment says, and what can be reached.
+
+Works without the extra ``[local]``: it is what one runs when something is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from otel_correlation import semconv
+from otel_correlation.cli import FAILED, LOCAL_MODULES, OK
+from otel_correlation.settings import from_environment
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from otel_correlation.settings import Settings
+
+_PACKAGES: Final = (
+    "otel-correlation",
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp",
+    "opentelemetry-instrumentation-fastapi",
+    "opentelemetry-instrumentation-httpx",
+    "fastapi",
+    "httpx",
+    "httpx2",
+)
+# They make a SERVER or CLIENT span of their own around the same call when they are switched on.
+_OVERLAPPING: Final = ("starlette", "asgi_middleware", "requests", "urllib3")
+_SECRETS: Final = ("HEADERS", "KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL")
+_CONNECT_S: Final = 2.0
+
+
+class _Report:
+    """
+    Lines for a person; a problem is marked, counted, and says what to do.
+    """
+
+    def __init__(self) -> None:
+        self.problems = 0
+
+    def head(self, text: str) -> None:
+        print(f"\n{_plain(text)}")
+
+    def fact(self, name: str, value: object) -> None:
+        print(f"  {_plain(name):<14} {_plain(value)}")
+
+    def problem(self, text: str) -> None:
+        self.problems += 1
+        print(f"  PROBLEM: {_plain(text)}")
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """
+    Print the state of this environment; return 0, or 1 if there is a problem.
+    """
+    report = _Report()
+    settings = from_environment(os.environ)
+    print(f"otel-correlation {version('otel-correlation')}, Python {platform.python_version()} on {platform.system()}")
+    _installed(report)
+    _started_by(report, os.environ)
+    _effective(report, settings)
+    _reachable(report, settings, os.environ)
+    _variables(report, os.environ)
+    for problem in settings.problems:
+        report.problem(problem)
+    print(
+        f"\n{report.problems} problem{'s' * (report.problems != 1)} found" if report.problems else "\nNo problem found"
+    )
+    print("Next: otel-correlation demo shows everything at work; otel-correlation run -- CMD starts a service of yours")
+    return FAILED if report.problems else OK
+
+
+def _installed(report: _Report) -> None:
+    report.head("Installed")
+    for package in _PACKAGES:
+        try:
+            report.fact(version(package), package)
+        except PackageNotFoundError:
+            report.fact("-", package)
+    missing = [name for name in LOCAL_MODULES if importlib.util.find_spec(name) is None]
+    report.fact(
+        "[local]", f"missing {', '.join(missing)}: demo, run, serve and find need it" if missing else "complete"
+    )
+
+
+def _started_by(report: _Report, environ: Mapping[str, str]) -> None:
+    report.head("opentelemetry-instrument runs")
+    for kind, variable in (("distro", "OTEL_PYTHON_DISTRO"), ("configurator", "OTEL_PYTHON_CONFIGURATOR")):
+        names = [point.name for point in entry_points(group=f"opentelemetry_{kind}")]
+        wanted = environ.get(variable)
+        # As the loader does it: the first one unless the variable names one.
+        chosen = next((name for name in names if wanted in (None, name)), None)
+        report.fact(kind, f"{chosen or 'none'} (installed: {', '.join(names) or 'none'})")
+        if chosen != "otel_correlation":
+            report.problem(f"the {kind} that runs is not ours: set {variable}=otel_correlation")
+    disabled = environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    instrumentors = sorted(point.name for point in entry_points(group="opentelemetry_instrumentor"))
+    report.fact("instruments", ", ".join(instrumentors) + (f" (disabled: {disabled})" if disabled else ""))
+    for name in sorted(set(instrumentors) & set(_OVERLAPPING) - {part.strip() for part in disabled.split(",")}):
+        report.fact(
+            "duplicates?", f"instrumentation {name} may make a second span for one call; switch it off if it does"
+        )
+    if environ.get("FASTAPI_OTEL_AUTO_CONFIGURE", "").strip().lower() in ("1", "true", "yes", "on"):
+        report.fact(
+            "duplicates?",
+            "FASTAPI_OTEL_AUTO_CONFIGURE is on: FastAPI's own telemetry is kept off under this distribution",
+        )
+
+
+def _effective(report: _Report, settings: Settings) -> None:
+    report.head("Effective settings")
+    if not settings.enabled:
+        report.problem(f"{semconv.OTEL_CORRELATION_ENABLED} is false: nothing is traced, no id is set")
+    if settings.sdk_disabled:
+        report.problem("OTEL_SDK_DISABLED is true: no spans; request ids go on")
+    report.fact("service", settings.service_name or "unknown_service (set OTEL_SERVICE_NAME)")
+    for signal in ("traces", "logs", "metrics"):
+        exporters: tuple[str, ...] = getattr(settings, f"{signal}_exporters")
+        protocol = f" ({getattr(settings, f'{signal}_protocol')})" if "otlp" in exporters else ""
+        report.fact(signal, (", ".join(exporters) or "none") + protocol)
+    ratio = f" {settings.ratio:g}" if settings.sampler.endswith("ratio") else ""
+    report.fact("sampler", settings.sampler + ratio)
+    report.fact("propagators", ", ".join(settings.propagators) or "none")
+    headers = ", ".join(name.decode("ascii") for name in settings.request_id_headers)
+    report.fact("request id", f"in: {headers}; out: {settings.response_header}")
+    report.fact(
+        "find asks", ", ".join(map(_without_userinfo, settings.stores)) or "http://127.0.0.1:4318 (the embedded store)"
+    )
+
+
+def _reachable(report: _Report, settings: Settings, environ: Mapping[str, str]) -> None:
+    report.head("Reachable")
+    endpoints: dict[str, str] = {}
+    if "otlp" in settings.traces_exporters:
+        endpoints["traces"] = settings.traces_endpoint
+    if "otlp" in settings.logs_exporters:
+        base = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+        endpoints["logs"] = environ.get("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT") or base
+    if not endpoints:
+        report.fact("-", "nothing is sent over OTLP")
+    for signal, endpoint in endpoints.items():
+        why = _connect(endpoint)
+        report.fact(signal, f"{_without_userinfo(endpoint)}: {why or 'something listens'}")
+        if why:
+            report.problem(
+                f"nobody takes the {signal}: start `otel-correlation serve`, "
+                "or set OTEL_EXPORTER_OTLP_ENDPOINT to your collector"
+            )
+
+
+def _connect(endpoint: str) -> str:
+    """
+    Return why nobody answers at ``endpoint``, or an empty string if somebody does.
+    """
+    try:
+        parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), _CONNECT_S):
+            return ""
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _variables(report: _Report, environ: Mapping[str, str]) -> None:
+    report.head("Variables")
+    known = {value for name, value in vars(semconv).items() if name.startswith("OTEL_CORRELATION_")}
+    names = sorted(name for name in environ if name.startswith(("OTEL_", "FASTAPI_OTEL_")))
+    for name in names:
+        report.fact(name, _masked(name, environ[name]))
+    if not names:
+        report.fact("-", "none is set: the defaults hold")
+    for name in names:
+        if name.startswith("OTEL_CORRELATION_") and name not in known:
+            report.problem(f"{name} is no setting: one of {', '.join(sorted(known))}")
+
+
+def _masked(name: str, value: str) -> str:
+    """
+    Return ``value`` as it may be shown: of headers only the names, of keys and passwords nothing, of URLs no user.
+    """
+    if name.endswith("HEADERS") and "CAPTURE_HEADERS" not in name and "REQUEST_ID_HEADERS" not in name:
+        return ",".join(f"{part.partition('=')[0].strip()}=***" for part in value.split(",") if part.strip())
+    if any(secret in name for secret in _SECRETS) and "HEADERS" not in name:
+        return "***"
+    return ",".join(_without_userinfo(part) for part in value.split(","))
+
+
+def _without_userinfo(url: str) -> str:
+    # jaeger=http://user:password@host
+    kind, equals, rest = url.partition("=") if "=" in url.partition("://")[0] else ("", "", url)
+    try:
+        parts = urlsplit(rest)
+    except ValueError:
+        return "***"
+    if "@" not in parts.netloc:
+        return url
+    return kind + equals + urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def _plain(text: object) -> str:
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
