@@ -22,7 +22,8 @@ from opentelemetry.propagators.textmap import TextMapPropagator, default_getter,
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.span import TraceState as ApiTraceState
 
-from otel_correlation import guard, identity, request_id, semconv
+from otel_correlation import guard, identity, semconv
+from otel_correlation.request_id import from_headers
 from otel_correlation.settings import from_environment
 
 if TYPE_CHECKING:
@@ -499,7 +500,7 @@ class RequestIdPropagator(TextMapPropagator):
         """
         context = Context() if context is None else context
         try:
-            found, _ = request_id.from_headers(self._pairs(carrier, getter), self._names)
+            found, _ = from_headers(self._pairs(carrier, getter), self._names)
         except Exception:  # noqa: BLE001 - a getter of somebody else's
             guard.report("xrequestid.extract")
             return context

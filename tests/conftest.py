@@ -5,8 +5,13 @@ What every test gets: strict guards, and globals as they were.
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from otel_correlation import guard
+
+# A slow example is not a wrong one: machines that run tests are shared.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 
 
 @pytest.fixture
