@@ -20,7 +20,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_correlation import guard, identity
-from otel_correlation.export.sending import UNREACHABLE_AT_EXIT_S, HttpLogExporter, HttpSpanExporter
+from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter
 from otel_correlation.semconv import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -128,19 +128,24 @@ class Batcher(Generic[T]):
             return True
         deadline = time.monotonic() + timeout_s
         if not self._start():
-            return self._flush_here()
+            return self._flush_here(deadline)
+        sender = self._sender
+        # One attempt may be under way already, and end without knowing that the collector is back.
+        attempts = sender.attempts + 1 if sender is not None else 0
         with self._flushed:
             self._wanted += 1
             ticket = self._wanted
-            if self._sender is not None:
-                self._sender.hurry()
             self._awake = True
             self._wake.set()
+            if sender is not None:
+                sender.hurry()
             while self._done < ticket:
                 left = deadline - time.monotonic()
-                if left <= 0 or (leaving and self._is_hopeless()):
+                if left <= 0 or (leaving and sender is not None and sender.is_hopeless(attempts)):
                     return False
-                self._flushed.wait(min(left, 0.05) if leaving else left)
+                self._flushed.wait(min(left, 0.1) if leaving else left)
+                if leaving and sender is not None:
+                    sender.hurry()
         return True
 
     def pending(self) -> int:
@@ -200,22 +205,28 @@ class Batcher(Generic[T]):
                 self.kind,
             )
 
-    def _is_hopeless(self) -> bool:
-        return self._sender is not None and self._sender.unreachable_s() >= UNREACHABLE_AT_EXIT_S
-
     def _start(self) -> bool:
-        with self._starting:
-            if self._thread is not None and self._thread.is_alive():
-                return True
-            thread = threading.Thread(target=self._run, name=f"otel-correlation-{self.kind}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter is shutting down, or there are too many threads
-                return False
-            self._thread = thread
+        # Not waited for: another thread is starting it, or this one was interrupted in here by a signal handler.
+        if not self._starting.acquire(blocking=False):
             return True
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=f"otel-correlation-{self.kind}", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:  # the interpreter is shutting down, or there are too many threads
+            return False
+        finally:
+            self._starting.release()
+        return True
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._thread = None  # the next item starts another one
+
+    def _work(self) -> None:
         due = time.monotonic() + self._delay_s
         while not (self._closing and not self._queue):
             self._wake.wait(max(due - time.monotonic(), 0.0))
@@ -231,8 +242,15 @@ class Batcher(Generic[T]):
                     self._done = wanted
                     self._flushed.notify_all()
 
-    def _flush_here(self) -> bool:
+    def _flush_here(self, deadline: float) -> bool:
+        """
+        Export on the calling thread: no other one can be started, as when the interpreter shuts down.
+        """
+        if self._sender is not None:
+            self._sender.stop(deadline)
         self._drain(everything=True)
+        if self._sender is not None and not self._closing:
+            self._sender.resume()
         return not self._queue
 
     def _drain(self, *, everything: bool) -> None:
@@ -290,7 +308,8 @@ def leave(batchers: Sequence[Batcher[Any]], timeout_s: float = EXIT_BUDGET_S) ->
             trouble = batcher.trouble() or "no time left"
             left.append(f"{count} {batcher.kind} ({trouble})")
     if left:
-        guard.logger.warning("Not delivered, and lost if the process ends now: %s", ", ".join(left))
+        # Seldom: a server's end and the process's end may both say it.
+        guard.warn_seldom("export.leave", "Not delivered, and lost if the process ends now: %s", ", ".join(left))
     return not left
 
 

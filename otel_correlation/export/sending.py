@@ -49,7 +49,7 @@ _FIRST_BACKOFF_S: Final = 0.25
 _LAST_BACKOFF_S: Final = 5.0
 _LEAVING_BACKOFF_S: Final = 0.2
 # A collector that nobody can connect to for so long at exit will not be there in time.
-UNREACHABLE_AT_EXIT_S: Final = 2.0
+_UNREACHABLE_AT_EXIT_S: Final = 2.0
 # Collectors refuse larger requests; measured before compression (opentelemetry-proto: 64 MiB).
 _MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
 
@@ -117,6 +117,7 @@ class Sender:
         self.abandoned = 0
         self.trouble = ""
         self.quiet = is_default
+        self.attempts = 0
         self._headers = headers if compression == "none" else {**headers, "content-encoding": compression}
         self._timeout_s = timeout_s
         self._compression = compression
@@ -124,6 +125,7 @@ class Sender:
         self._transport: BaseHTTPTransport | None = None
         self._unreachable_since: float | None = None
         self._deadline: float | None = None
+        self._attempts_before_stop = 0
         self._hurry = threading.Event()
         self._stop = threading.Event()
 
@@ -146,6 +148,7 @@ class Sender:
             result = self._transport.request(
                 "POST", self.endpoint, headers=self._headers, data=data, timeout=self._attempt_s()
             )
+            self.attempts += 1
             status = result.status_code
             delay: float | None = None
             again_now = False
@@ -201,11 +204,25 @@ class Sender:
 
     def stop(self, deadline: float) -> None:
         """
-        Give up at ``deadline`` (monotonic), or as soon as nobody could connect for two seconds.
+        Give up at ``deadline`` (monotonic), or after one more attempt if nobody could connect for two seconds by then.
         """
+        self._attempts_before_stop = self.attempts
         self._deadline = deadline
         self._stop.set()
         self._hurry.set()
+
+    def resume(self) -> None:
+        """
+        Undo ``stop``.
+        """
+        self._deadline = None
+        self._stop.clear()
+
+    def is_hopeless(self, attempts_before: int) -> bool:
+        """
+        Tell whether an attempt after the first ``attempts_before`` failed, and nobody could connect for two seconds.
+        """
+        return self.attempts > attempts_before and self.unreachable_s() >= _UNREACHABLE_AT_EXIT_S
 
     def close(self) -> None:
         """
@@ -237,7 +254,7 @@ class Sender:
     def _gives_up(self) -> bool:
         if self._deadline is None:
             return False
-        return time.monotonic() >= self._deadline or self.unreachable_s() >= UNREACHABLE_AT_EXIT_S
+        return time.monotonic() >= self._deadline or self.is_hopeless(self._attempts_before_stop)
 
     def _obey(self, delay_s: float) -> None:
         """
