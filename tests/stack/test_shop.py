@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import socket
+import subprocess
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -212,6 +214,24 @@ def test_a_failure_shows_its_cause_in_the_service_that_failed(shop: Shop) -> Non
         if event.get("exception.type", "").endswith("ZeroDivisionError")
     ]
     assert causes == [("inventory", "ZeroDivisionError")]
+
+
+def test_find_tells_the_story_from_jaeger(shop: Shop) -> None:
+    """
+    ``otel-correlation find`` with Jaeger as its store names the cause, the service and the line for the id alone.
+    """
+    request_id = f"found-{uuid.uuid4()}"
+    shop.check_out(FAILS, **{"X-Request-ID": request_id})
+    shop.story(from_blake2b(request_id))
+    environment = {**os.environ, "OTEL_CORRELATION_STORES": f"jaeger=http://{shop.jaeger.query}"}
+    command = [str(BIN / "otel-correlation"), "find", request_id]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    line = next(
+        n for n, text in enumerate((SHOP / "inventory.py").read_text().splitlines(), 1) if "// self.sold" in text
+    )
+    for part in (request_id, from_blake2b(request_id), "ZeroDivisionError", f"inventory.py:{line}", *SERVICES):
+        assert part in answer.stdout
 
 
 def test_every_services_log_lines_carry_both_ids(shop: Shop) -> None:

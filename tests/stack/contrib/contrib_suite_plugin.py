@@ -21,13 +21,42 @@ outcomes: dict[str, str] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     """
-    Activate ours, with the one setting that a user of contrib's internal spans has to write with us.
+    Activate ours, set up as a user does who depends on two of contrib's old defaults.
+
+    Most of the suite's tests count contrib's internal spans or look for the attribute names of before the stable
+    conventions. Both are off by default with us, and one setting away: ``exclude_spans=[]``, and
+    ``OTEL_SEMCONV_STABILITY_OPT_IN=http/dup``, which adds the old names while exporting. With both set, the suite tests
+    everything else.
     """
     if os.environ["CONTRIB_SUITE_RUNS"] != "ours":
         return
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
     from otel_correlation.bootstrap import activate
+    from otel_correlation.export import with_old_names
 
     activate()
+    instrument_app, instrument = FastAPIInstrumentor.instrument_app, FastAPIInstrumentor.instrument
+
+    def app_with_internal_spans(app: Any, **options: Any) -> None:
+        instrument_app(app, **{"exclude_spans": [], **options})
+
+    def with_internal_spans(self: FastAPIInstrumentor, **options: Any) -> None:
+        instrument(self, **{"exclude_spans": [], **options})
+
+    patch: Any = FastAPIInstrumentor
+    patch.instrument_app, patch.instrument = staticmethod(app_with_internal_spans), with_internal_spans
+    export = InMemorySpanExporter.export
+
+    def export_translated(self: InMemorySpanExporter, spans: Any) -> Any:
+        only_new = (
+            os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN") == "http"
+        )  # This test looks for the stable names only.
+        return export(self, spans if only_new else [with_old_names(span) for span in spans])
+
+    exporter: Any = InMemorySpanExporter
+    exporter.export = export_translated
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
