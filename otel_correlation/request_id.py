@@ -23,7 +23,7 @@ _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}
 _HEX32: Final = re.compile(r"[0-9A-Fa-f]{32}")
 _ALB_ROOT: Final = re.compile(r"(?:Root=)?1-([0-9A-Fa-f]{8})-([0-9A-Fa-f]{24})")
 # X-Amzn-Trace-Id is a list of fields, Root= among them, in any order (AWS: request tracing for ALB).
-_ALB_FIELD: Final = re.compile(rb"(?:[^;]*;)*?\s*Root=(1-[0-9A-Fa-f]{8}-[0-9A-Fa-f]{24})\s*(?:;.*)?", re.DOTALL)
+_ALB_FIELD: Final = re.compile(rb"(?:[^;]*;)*?[ \t]*Root=(1-[0-9A-Fa-f]{8}-[0-9A-Fa-f]{24})[ \t]*(?:;.*)?", re.DOTALL)
 _ALB_HEADER: Final = b"x-amzn-trace-id"
 
 
