@@ -29,6 +29,9 @@ _UNSAFE_BUT_TAB: Final = re.compile(
 )
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
+# The logger of the one line per request.
+SUMMARY_LOGGER: Final = "otel_correlation.request"
+
 _DEPTH: Final = 8
 _ITEMS: Final = 256
 
@@ -184,8 +187,7 @@ class JsonLines(logging.Formatter):
             value = found.get(name)
             if value is not None and value != "":
                 line[name] = value
-        extras = {} if len(found) <= len(_NOT_EXTRA) and not (found.keys() - _NOT_EXTRA) else extras_of(record)
-        for name, value in extras.items():
+        for name, value in extras_of(record).items():
             key = name
             while key in line or key in _LAST:
                 key = "extra." + key
@@ -241,17 +243,12 @@ class TextLines(logging.Formatter):
         """
         found = record.__dict__
         level = f"{one_line(record.levelname):<8}"
-        fields = [
-            f"{name}={self._value(value)}"
-            for name, value in [
-                (semconv.REQUEST_ID, found.get(semconv.REQUEST_ID)),
-                (semconv.TRACE_ID, found.get(semconv.TRACE_ID)),
-                *extras_of(record).items(),
-            ]
-            if value is not None and value != ""
-        ]
-        if fields and found.get(semconv.REQUEST_ID) == found.get(semconv.TRACE_ID) != "":
-            del fields[0]  # minted from the trace id: the same 32 digits
+        request, trace = found.get(semconv.REQUEST_ID), found.get(semconv.TRACE_ID)
+        # A minted request id is the trace id.
+        shown = {semconv.REQUEST_ID: request, semconv.TRACE_ID: None if trace == request else trace}
+        if record.name != SUMMARY_LOGGER:  # its message says it all
+            shown |= extras_of(record)
+        fields = [f"{name}={_quoted(value)}" for name, value in shown.items() if value is not None and value != ""]
         time_text = self._clock.local(record.created)
         name = one_line(record.name)
         tail = one_line(" ".join(fields))
@@ -260,7 +257,7 @@ class TextLines(logging.Formatter):
             time_text = f"\x1b[2m{time_text}\x1b[0m"
             name = f"\x1b[2m{name}\x1b[0m"
             tail = f"\x1b[2m{tail}\x1b[0m" if tail else ""
-        line = f"{time_text} {level} {name}  {one_line(message_of(record))}"
+        line = f"{time_text} {level} {name}  {one_line(message_of(record).rstrip())}"
         if tail:
             line += "  " + tail
         for block in (record_exception(record), record.stack_info):
@@ -268,9 +265,7 @@ class TextLines(logging.Formatter):
                 line += "".join("\n  | " + one_line(part) for part in block.split("\n"))
         return line
 
-    @staticmethod
-    def _value(value: object) -> str:
-        if isinstance(value, float):
-            return f"{value:g}" if value != value else f"{value:.6g}"  # noqa: PLR0124 - NaN
-        text = text_of(value)
-        return repr(text) if " " in text or not text else text
+
+def _quoted(value: object) -> str:
+    text = text_of(value)
+    return repr(text) if " " in text else text

@@ -14,7 +14,7 @@ from opentelemetry._logs import LogRecord
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
 from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
-from opentelemetry.trace import TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
 
 from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
@@ -76,7 +76,7 @@ class Export:
         if self._seen(record):
             return
         ids = _ids(record)
-        if self._only_sampled and ids is not None and not ids[2] & TraceFlags.SAMPLED:
+        if self._only_sampled and _is_unsampled(ids or get_current_span(context).get_span_context()):
             return
         out = LogRecord(
             timestamp=int(record.created * 1e9),
@@ -112,6 +112,11 @@ class Export:
         if len(self._order) > _RECENT:
             self._recent.discard(self._order.popleft())
         return False
+
+
+def _is_unsampled(ids: tuple[int, int, int] | SpanContext) -> bool:
+    trace_id, flags = (ids.trace_id, ids.trace_flags) if isinstance(ids, SpanContext) else (ids[0], ids[2])
+    return trace_id != 0 and not flags & TraceFlags.SAMPLED
 
 
 def _ids(record: logging.LogRecord) -> tuple[int, int, int] | None:

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard
-from otel_correlation.logs.lines import JsonLines, TextLines
+from otel_correlation.logs.lines import SUMMARY_LOGGER, JsonLines, TextLines
 from otel_correlation.logs.record import seams
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _STOCK_FORMATS: Final = frozenset(
 )
 _STOCK_FORMATTERS: Final = frozenset({"uvicorn.logging", "logging"})
 
-_request_logger: Final = logging.getLogger("otel_correlation.request")
+_request_logger: Final = logging.getLogger(SUMMARY_LOGGER)
 
 
 class _Level(int):

@@ -159,8 +159,10 @@ class _Patch:
     def place(self) -> None:
         # Still placed after an uninstall: somebody wrapped ours in turn, so it is called and must not wrap itself.
         if not self.placed:
-            self.original = getattr(self.owner, self.name)
-            setattr(self.owner, self.name, self.ours)
+            found = getattr(self.owner, self.name)
+            if found is not self.ours:  # it is ours when whoever wrapped it has put it back since
+                self.original = found
+                setattr(self.owner, self.name, self.ours)
             self.placed = True
 
     def remove(self) -> None:
@@ -215,15 +217,15 @@ def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:
     return _format.original(self, record)
 
 
-_wrappers: tuple[tuple[_Patch, Any], ...] = (
-    (_logger_handle, _our_logger_handle),
-    (_call_handlers, _our_call_handlers),
-    (_add_handler, _our_add_handler),
-    (_handler_handle, _our_handler_handle),
-    (_format, _our_format),
-)
-for _patch, _ours in _wrappers:
-    _patch.ours = functools.wraps(_patch.original)(_ours)
+def _wrap(patch: _Patch, ours: Any) -> None:
+    patch.ours = functools.update_wrapper(ours, patch.original)
+
+
+_wrap(_logger_handle, _our_logger_handle)
+_wrap(_call_handlers, _our_call_handlers)
+_wrap(_add_handler, _our_add_handler)
+_wrap(_handler_handle, _our_handler_handle)
+_wrap(_format, _our_format)
 
 
 def install(settings: Settings) -> None:
