@@ -1,0 +1,555 @@
+"""
+One physical attempt to send a request: its CLIENT span, the headers that name it, and when it is over.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import deque
+from time import perf_counter, time_ns
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY, Context
+from opentelemetry.semconv.attributes import (
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    url_attributes,
+)
+from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+from otel_correlation import guard, identity, propagators, semconv
+from otel_correlation.policy import REDACTED, redact_query
+from otel_correlation.tracer import record_exception
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Awaitable, Callable
+    from types import FrameType
+
+    from opentelemetry.metrics import Histogram
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import Span
+
+    from otel_correlation.policy import HeaderCapture
+    from otel_correlation.settings import Settings
+    from otel_correlation.tracer import Tracer
+
+    # Tells for a URL whether traceparent, baggage and request id may leave (contract point 4).
+    Outbound = Callable[[Any], tuple[bool, bool, bool]]
+
+# RFC 9110, PATCH (RFC 5789) and QUERY; anything else is _OTHER (semantic conventions, http.request.method).
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"},
+)
+_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_VERSIONS: Final = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0", b"HTTP/2": "2", b"HTTP/3": "3"}
+# An older key of contrib's, which its own suppress_instrumentation() still sets.
+_SUPPRESS_PLAIN: Final = "suppress_instrumentation"
+
+_TRACE, _BAGGAGE, _REQUEST_ID = range(3)
+_TRACEPARENT: Final = semconv.TRACEPARENT.encode()
+_TRACESTATE: Final = semconv.TRACESTATE.encode()
+_BAGGAGE_NAME: Final = semconv.BAGGAGE.encode()
+
+# On the request object: how often it was sent in this call, and which headers we put on it. Plain values, because
+# httpx pickles what a request holds.
+_SENT: Final = "_otel_correlation_sent"
+
+
+class ClientConfig:
+    """
+    What one client, or all of them, were told.
+
+    Attributes:
+        settings: The settings.
+        tracer: Starts the CLIENT spans; None where the SDK is disabled.
+        excluded: URLs that make no span; the caller's context goes on all the same.
+        request_headers: Request headers to capture, or None.
+        response_headers: Response headers to capture, or None.
+        duration: ``http.client.request.duration``, or None where nobody measures.
+        on_request: Called with span and request, when the headers are there.
+        on_response: Called with span, request and response.
+        on_async_request: As ``on_request``, awaited, for asynchronous clients.
+        on_async_response: As ``on_response``, awaited, for asynchronous clients.
+        outbound: The policy by URL; everything leaves if None.
+    """
+
+    __slots__ = (
+        "duration",
+        "excluded",
+        "injector",
+        "on_async_request",
+        "on_async_response",
+        "on_request",
+        "on_response",
+        "outbound",
+        "request_headers",
+        "response_headers",
+        "settings",
+        "tracer",
+    )
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tracer: Tracer | None,
+        excluded: re.Pattern[str] | None = None,
+        request_headers: HeaderCapture | None = None,
+        response_headers: HeaderCapture | None = None,
+        duration: Histogram | None = None,
+        on_request: Callable[[Span, Any], object] | None = None,
+        on_response: Callable[[Span, Any, Any], object] | None = None,
+        on_async_request: Callable[[Span, Any], Awaitable[object]] | None = None,
+        on_async_response: Callable[[Span, Any, Any], Awaitable[object]] | None = None,
+        outbound: Outbound | None = None,
+    ) -> None:
+        self.settings = settings
+        self.tracer = tracer
+        self.excluded = excluded
+        self.request_headers = request_headers
+        self.response_headers = response_headers
+        self.duration = duration
+        self.on_request = on_request
+        self.on_response = on_response
+        self.on_async_request = on_async_request
+        self.on_async_response = on_async_response
+        self.outbound = outbound
+        self.injector: _Injector | None = None
+
+
+class Attempt:
+    """
+    One request on its way; ends exactly once.
+
+    Attributes:
+        config: What its client was told.
+        context: What is current while the transport works.
+        outer: What was current before.
+        request: The request object.
+        sends: How often the call sent so far, this attempt included.
+        sent: The headers that we put on it, by lower-case name.
+        used: Whether a transport of httpx's own carries it already.
+    """
+
+    __slots__ = (
+        "_began_s",
+        "_ended",
+        "_measured",
+        "_recording",
+        "_responded",
+        "config",
+        "context",
+        "outer",
+        "request",
+        "sends",
+        "sent",
+        "span",
+        "used",
+    )
+
+    def __init__(self, config: ClientConfig, request: Any, span: Span, outer: Context, sends: int) -> None:
+        self.config = config
+        self.request = request
+        self.span = span
+        self.outer = outer
+        self.sends = sends
+        self.context = outer
+        self.sent: dict[bytes, bytes] = {}
+        self.used = False
+        self._responded = False
+        self._recording = span.is_recording()
+        self._measured: dict[str, Any] | None = None
+        self._began_s = 0.0
+        if config.duration is not None:
+            self._began_s = perf_counter()
+            self._measured = _common_attributes(request)
+        # Nothing is waited for where nobody would see it.
+        self._ended = not self._recording and self._measured is None
+
+    def observe(self, response: Any) -> bool:
+        """
+        Take what the response's head says; tells whether this was the first one.
+        """
+        if self._responded:
+            return False
+        self._responded = True
+        if not self._ended:
+            try:
+                self._note(response.status_code, response.extensions.get("http_version"))
+                capture = self.config.response_headers
+                if capture is not None and self._recording:
+                    self.span.set_attributes(cast("Any", capture.attributes(response.headers.raw)))
+            except Exception:  # noqa: BLE001 - the boundary
+                guard.report("client.response")
+        return True
+
+    def _note(self, status: int, version: bytes | None) -> None:
+        values: dict[str, Any] = {http_attributes.HTTP_RESPONSE_STATUS_CODE: status}
+        # httpx, too, takes a transport that says nothing for HTTP/1.1.
+        values[network_attributes.NETWORK_PROTOCOL_VERSION] = (
+            "1.1" if version is None else _VERSIONS.get(version) or version.decode("ascii", "ignore").partition("/")[2]
+        )
+        if status >= 400:
+            values[error_attributes.ERROR_TYPE] = str(status)
+        if self._recording:
+            span = self.span
+            for name, value in values.items():
+                span.set_attribute(name, value)
+            if status >= 400:
+                span.set_status(StatusCode.ERROR)
+        if self._measured is not None:
+            self._measured.update(values)
+
+    def release(self, response: Any, stream_class: Any) -> None:
+        """
+        End with the response's body: now if there is nothing left to read, else when it was read, closed or dropped.
+        """
+        if self._ended:
+            return
+        try:
+            stream = response.stream
+            # A WebSocket's handshake ends with its 101 (contract point 8); the connection may stay open for hours.
+            if not response.is_closed and response.status_code != 101 and isinstance(stream, stream_class.base):
+                response.stream = stream_class(stream, self)
+                return
+        except Exception:  # noqa: BLE001 - the boundary
+            guard.report("client.body")
+        self.end()
+
+    def fail(self, error: BaseException) -> None:
+        """
+        End with an error; being cancelled is not one.
+        """
+        if self._ended:
+            return
+        try:
+            if isinstance(error, Exception):
+                # An exception that a transport made of a response, such as raise_for_status().
+                response = getattr(error, "response", None)
+                if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
+                    self._note(status, getattr(response, "extensions", {}).get("http_version"))
+                record_exception(self.span, error)
+                if self._measured is not None:
+                    self._measured[error_attributes.ERROR_TYPE] = _qualified(type(error))
+        except Exception:  # noqa: BLE001 - the boundary
+            guard.report("client.error")
+        self.end()
+
+    def end(self, end_time: int | None = None) -> None:
+        """
+        End the span; a second call changes nothing.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self.span.end(end_time)
+            duration = self.config.duration
+            if duration is not None:
+                duration.record(max(perf_counter() - self._began_s, 0.0), self._measured, self.context)
+        except Exception:  # noqa: BLE001 - the boundary
+            guard.report("client.end")
+
+    def drop(self) -> None:
+        """
+        End because nobody can read the response any more; called by the garbage collector, wherever it runs.
+        """
+        if self._ended:
+            return
+        if _may_hold_a_lock():
+            _dropped.append((self, time_ns()))
+        else:
+            self.end()
+
+
+def _qualified(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+# Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them.
+_dropped: deque[tuple[Attempt, int]] = deque()
+_LOCKING: Final = (
+    "opentelemetry.sdk",
+    "opentelemetry.exporter",
+    "otel_correlation.export",
+    "otel_correlation.guard",
+    "otel_correlation.tracer",
+    "queue",
+    "threading",
+)
+# Every thread but the main one starts in these, without a lock.
+_BOOTSTRAP: Final = frozenset({"_bootstrap", "_bootstrap_inner", "run"})
+
+
+def _may_hold_a_lock() -> bool:
+    """
+    Tell whether this thread was interrupted inside a span processor: ending a span there could wait for itself.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(_LOCKING) and not (name == "threading" and frame.f_code.co_name in _BOOTSTRAP):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def end_dropped() -> None:
+    """
+    End the spans of responses that nobody can read any more; for shutdown and for the next attempt.
+    """
+    while _dropped:
+        try:
+            attempt, when = _dropped.popleft()
+        except IndexError:  # another thread was faster
+            return
+        attempt.end(when)
+
+
+class _Injector:
+    """
+    What one propagator writes; ours are asked for values directly.
+    """
+
+    def __init__(self, textmap: TextMapPropagator, settings: Settings) -> None:
+        self.textmap = textmap
+        self._trace = False
+        self._baggage = False
+        self._request_id: tuple[bytes, bytes] | None = None
+        self._own = type(textmap) is propagators._Composite
+        self._request_id_name = settings.response_header.lower().encode()
+        self._only_request_id = settings.sdk_disabled
+        for part in textmap._propagators if isinstance(textmap, propagators._Composite) else ():
+            if type(part) is propagators.TraceContextPropagator:
+                self._trace = not settings.sdk_disabled
+            elif type(part) is propagators.BaggagePropagator:
+                self._baggage = not settings.sdk_disabled
+            elif type(part) is propagators.RequestIdPropagator:
+                self._request_id = (part._name.encode(), part._name.lower().encode())
+            else:
+                self._own = False
+
+    def headers(self, context: Context) -> list[tuple[bytes, bytes, bytes, int]]:
+        """
+        Return raw name, lower-case name, value and kind of each header.
+        """
+        found: list[tuple[bytes, bytes, bytes, int]] = []
+        if not self._own:
+            carrier: dict[str, str] = {}
+            cast("Any", self.textmap).inject(carrier, context)
+            for name, value in carrier.items():
+                raw = name.encode("latin-1")
+                lower = raw.lower()
+                kind = _TRACE
+                if lower == _BAGGAGE_NAME:
+                    kind = _BAGGAGE
+                elif lower == self._request_id_name:
+                    kind = _REQUEST_ID
+                if kind == _REQUEST_ID or not self._only_request_id:
+                    found.append((raw, lower, value.encode("latin-1"), kind))
+            return found
+        if self._trace:
+            span_context = get_current_span(context).get_span_context()
+            if span_context.is_valid:
+                traceparent = propagators.format_traceparent(span_context).encode()
+                found.append((_TRACEPARENT, _TRACEPARENT, traceparent, _TRACE))
+                if span_context.trace_state and (state := propagators.format_tracestate(span_context.trace_state)):
+                    found.append((_TRACESTATE, _TRACESTATE, state.encode("latin-1"), _TRACE))
+        if self._baggage and (baggage := propagators.format_baggage(context)):
+            found.append((_BAGGAGE_NAME, _BAGGAGE_NAME, baggage.encode("latin-1"), _BAGGAGE))
+        if self._request_id is not None and (known := identity.get_from(context)) is not None:
+            found.append((*self._request_id, known.request_id.encode("latin-1"), _REQUEST_ID))
+        return found
+
+
+def _injector(config: ClientConfig) -> _Injector:
+    textmap = propagate.get_global_textmap()
+    found = config.injector
+    if found is None or found.textmap is not textmap:
+        found = config.injector = _Injector(textmap, config.settings)
+    return found
+
+
+def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> Attempt | None:
+    """
+    Start an attempt and put its headers on the request; never raises.
+
+    Args:
+        config: What the client was told.
+        request: The request. What we put on it for an earlier attempt is replaced, what the caller set stays.
+        again: An earlier attempt of the same call that a transport repeats.
+
+    Returns:
+        The attempt, or None where there is no span: suppressed, excluded, SDK disabled.
+    """
+    if _dropped:
+        end_dropped()
+    span: Span | None = None
+    try:
+        outer = otel_context.get_current() if again is None else again.outer
+        if outer and (
+            outer.get(_SUPPRESS_INSTRUMENTATION_KEY)
+            or outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+            or outer.get(_SUPPRESS_PLAIN)
+        ):
+            return None
+        memory = request.__dict__.get(_SENT)
+        if memory is not None:
+            sends, ours = memory
+        elif again is not None:
+            sends, ours = again.sends, again.sent
+        else:
+            sends, ours = 0, None
+        headers = request.headers
+        held = _entries(headers)
+        present = {entry[1]: entry[2] for entry in held}
+        if ours:
+            stale = {name for name, value in ours.items() if present.get(name) == value}
+            if stale:
+                held = [entry for entry in held if entry[1] not in stale]
+                for name in stale:
+                    del present[name]
+        context = outer
+        attempt: Attempt | None = None
+        tracer = config.tracer
+        if tracer is not None and (config.excluded is None or not config.excluded.search(str(request.url))):
+            links: list[Link] = []
+            if _TRACEPARENT in present:
+                set_by_caller = propagators.extract_from_headers([present[_TRACEPARENT]], [])
+                links = [] if set_by_caller is None else [Link(set_by_caller)]
+            method = request.method
+            span = tracer.start(
+                method if method in _METHODS else "HTTP",
+                SpanKind.CLIENT,
+                outer,
+                functools.partial(_request_attributes, config, request, sends),
+                links=links,
+            )
+            if span.get_span_context().is_valid:
+                context = Context({**outer, _SPAN_KEY: span})
+            attempt = Attempt(config, request, span, outer, sends + 1)
+            attempt.context = context
+        sent = _inject(config, request, context, present, held)
+        request.__dict__[_SENT] = (sends + 1, sent)
+        if attempt is not None:
+            attempt.sent = sent
+            if again is not None:
+                again.sends = sends + 1
+            capture = config.request_headers
+            if capture is not None and attempt._recording:
+                attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
+        return attempt
+    except Exception:  # noqa: BLE001 - the boundary
+        if span is not None:
+            span.end()
+        guard.report("client.begin")
+        return None
+
+
+def _entries(headers: Any) -> list[tuple[bytes, bytes, bytes]]:
+    """
+    Return raw name, lower-case name and value of each header.
+    """
+    held = getattr(headers, "_list", None)
+    # httpx's own list has this very shape; should that change, the public property is slower but the same.
+    if type(held) is list and held and len(held[0]) == 3:
+        return held
+    return [(name, name.lower(), value) for name, value in headers.raw]
+
+
+def _inject(
+    config: ClientConfig,
+    request: Any,
+    context: Context,
+    present: dict[bytes, bytes],
+    held: list[tuple[bytes, bytes, bytes]],
+) -> dict[bytes, bytes]:
+    """
+    Write the headers that may leave and that the caller did not set; return them.
+    """
+    wanted = _injector(config).headers(context)
+    allowed = None if config.outbound is None else config.outbound(request.url)
+    # Half of a trace context of the caller's and half of ours would name no span at all.
+    blocked = any(kind == _TRACE and lower in present and lower != _TRACESTATE for _, lower, _, kind in wanted)
+    sent: dict[bytes, bytes] = {}
+    fresh: list[tuple[bytes, bytes, bytes]] = []
+    for raw, lower, value, kind in wanted:
+        if lower not in present and not (blocked and kind == _TRACE) and (allowed is None or allowed[kind]):
+            sent[lower] = value
+            fresh.append((raw, lower, value))
+    headers = request.headers
+    own = getattr(headers, "_list", None)
+    if own is held:
+        held.extend(fresh)
+    elif type(own) is list and own and len(own[0]) == 3:
+        own[:] = held + fresh
+    else:
+        request.headers = type(headers)([(raw, value) for raw, _, value in held + fresh])
+    return sent
+
+
+def forget_sends(request: Any) -> None:
+    """
+    Begin a new call with this request: what we put on it is remembered, how often it was sent is not.
+    """
+    state: dict[str, Any] | None = getattr(request, "__dict__", None)
+    if state is not None and (memory := state.get(_SENT)) is not None:
+        state[_SENT] = (0, memory[1])
+
+
+def remember(request: Any, new: Any) -> None:
+    """
+    Pass on what we put on a request to the one that was made of it (httpx copies headers to the next hop).
+    """
+    memory = getattr(request, "__dict__", {}).get(_SENT)
+    if memory is not None:
+        new.__dict__[_SENT] = memory
+
+
+def _common_attributes(request: Any) -> dict[str, Any]:
+    url = request.url
+    method = request.method
+    values: dict[str, Any] = {
+        http_attributes.HTTP_REQUEST_METHOD: method if method in _METHODS else "_OTHER",
+        server_attributes.SERVER_ADDRESS: url.host,
+    }
+    port = url.port or _PORTS.get(url.scheme)
+    if port is not None:
+        values[server_attributes.SERVER_PORT] = port
+    return values
+
+
+def _request_attributes(config: ClientConfig, request: Any, sends: int) -> dict[str, Any]:
+    values = _common_attributes(request)
+    if values[http_attributes.HTTP_REQUEST_METHOD] == "_OTHER":
+        values[http_attributes.HTTP_REQUEST_METHOD_ORIGINAL] = request.method
+    values[url_attributes.URL_FULL] = redact_url(str(request.url), config.settings.query_values)
+    if sends:
+        values[http_attributes.HTTP_REQUEST_RESEND_COUNT] = sends
+    return values
+
+
+def redact_url(url: str, mode: str) -> str:
+    """
+    Return the URL without credentials, and without the values of its query and fragment that must not be recorded.
+    """
+    if "@" in url:
+        scheme, mark, rest = url.partition("://")
+        end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
+        _, at, host = rest[:end].rpartition("@")
+        if mark and at:
+            url = f"{scheme}://{REDACTED}:{REDACTED}@{host}{rest[end:]}"
+    if "=" not in url:
+        return url
+    url, mark, fragment = url.partition("#")
+    if mark:
+        fragment = mark + redact_query(fragment, mode)
+    url, mark, query = url.partition("?")
+    return f"{url}{mark}{redact_query(query, mode)}{fragment}"

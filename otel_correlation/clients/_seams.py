@@ -1,0 +1,421 @@
+"""
+Where httpx and httpx2 are entered: one private method for every client, and the transports for what repeats below it.
+
+``Client._send_single_request`` is the one place that every attempt of every client passes, whatever its transport,
+mounts, redirects and authentication. A transport of the user's that sends again below it (a retrying one) is seen at
+httpx's own transports: the first use belongs to the attempt that is running, each further one is an attempt of its own.
+Connection attempts inside ``HTTPTransport(retries=...)`` send nothing and stay inside one span.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from opentelemetry.context import _RUNTIME_CONTEXT
+
+from otel_correlation import guard
+from otel_correlation.clients._attempt import begin, forget_sends, remember
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextvars import Token
+    from types import ModuleType
+
+    from otel_correlation.clients._attempt import Attempt, ClientConfig
+
+# On a client: what it was told, or OFF.
+CONFIG: Final = "_otel_correlation_config"
+OFF: Final[Any] = object()
+
+# The attempt that runs here, for a transport that sends again; _BUSY inside one of httpx's own transports.
+_BUSY: Final[Any] = object()
+_running: ContextVar[Any] = ContextVar("otel_correlation_attempt", default=None)
+
+_SYNC_TRANSPORTS: Final = ("HTTPTransport", "MockTransport", "WSGITransport")
+_ASYNC_TRANSPORTS: Final = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
+
+
+def is_running() -> bool:
+    """
+    Tell whether an attempt of ours is under way here.
+    """
+    return _running.get() is not None
+
+
+class _Inside:
+    """
+    Make an attempt current, and whatever was before again.
+    """
+
+    __slots__ = ("_attached", "_set")
+
+    def __init__(self, attempt: Attempt, state: Any) -> None:
+        self._set: Token[Any] = _running.set(state)
+        self._attached: Any = None if attempt.context is attempt.outer else _RUNTIME_CONTEXT.attach(attempt.context)
+
+    def leave(self) -> None:
+        try:
+            if self._attached is not None:
+                _RUNTIME_CONTEXT.detach(self._attached)
+            _running.reset(self._set)
+        except ValueError:
+            # A coroutine that was abandoned and is closed by the event loop, in another context: nothing to restore.
+            return
+
+
+def _call_hook(hook: Callable[..., object] | None, *arguments: object) -> None:
+    if hook is not None:
+        with guard.never_raise("client.hook"):
+            hook(*arguments)
+
+
+async def _await_hook(hook: Callable[..., Any] | None, *arguments: object) -> None:
+    if hook is not None:
+        with guard.never_raise("client.hook"):
+            await hook(*arguments)
+
+
+def send(
+    config: ClientConfig,
+    call: Callable[[Any], Any],
+    request: Any,
+    stream: Any,
+    state: Any,
+    again: Attempt | None = None,
+) -> Any:
+    """
+    Send a request as an attempt of its own.
+
+    Args:
+        config: What the client was told.
+        call: Sends the request.
+        request: The request.
+        stream: The class that wraps the response's body.
+        state: What transports below see; the attempt itself if None.
+        again: The attempt that this one repeats.
+    """
+    attempt = begin(config, request, again)
+    if attempt is None:
+        return call(request)
+    inside = _Inside(attempt, state or attempt)
+    try:
+        _call_hook(config.on_request, attempt.span, request)
+        response = call(request)
+    except BaseException as error:
+        attempt.fail(error)
+        raise
+    finally:
+        inside.leave()
+    _respond(attempt, response, stream)
+    return response
+
+
+def _respond(attempt: Attempt, response: Any, stream: Any) -> None:
+    if attempt.observe(response):
+        _call_hook(attempt.config.on_response, attempt.span, attempt.request, response)
+        attempt.release(response, stream)
+
+
+async def send_async(
+    config: ClientConfig,
+    call: Callable[[Any], Any],
+    request: Any,
+    stream: Any,
+    state: Any,
+    again: Attempt | None = None,
+) -> Any:
+    """
+    Send a request as an attempt of its own; the arguments are those of ``send``.
+    """
+    attempt = begin(config, request, again)
+    if attempt is None:
+        return await call(request)
+    inside = _Inside(attempt, state or attempt)
+    try:
+        await _await_hook(config.on_async_request, attempt.span, request)
+        response = await call(request)
+    except BaseException as error:
+        attempt.fail(error)
+        raise
+    finally:
+        inside.leave()
+    await _respond_async(attempt, response, stream)
+    return response
+
+
+async def _respond_async(attempt: Attempt, response: Any, stream: Any) -> None:
+    if attempt.observe(response):
+        if attempt.config.on_async_response is not None:
+            await _await_hook(attempt.config.on_async_response, attempt.span, attempt.request, response)
+        attempt.release(response, stream)
+
+
+def _sync_stream(base: type) -> type:
+    """
+    Return the class of bodies that end their attempt, for one of the two libraries.
+    """
+
+    class Body(base):  # type: ignore[misc]
+        def __init__(self, inner: Any, attempt: Attempt) -> None:  # pyright: ignore[reportMissingSuperCall]
+            self._inner = inner
+            self._attempt = attempt
+
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                yield from self._inner
+            except GeneratorExit:
+                # The reader went away; the response can still be closed.
+                raise
+            except BaseException as error:
+                self._attempt.fail(error)
+                raise
+            self._attempt.end()
+
+        def close(self) -> None:
+            try:
+                self._inner.close()
+            except BaseException as error:
+                self._attempt.fail(error)
+                raise
+            self._attempt.end()
+
+        def __getattr__(self, name: str) -> Any:
+            # httpx2 reads response.elapsed from here.
+            return getattr(self.__dict__["_inner"], name)
+
+        def __del__(self) -> None:
+            attempt = self.__dict__.get("_attempt")
+            if attempt is not None:
+                attempt.drop()
+
+    Body.base = base
+    return Body
+
+
+def _async_stream(base: type) -> type:
+    class AsyncBody(base):  # type: ignore[misc]
+        def __init__(self, inner: Any, attempt: Attempt) -> None:  # pyright: ignore[reportMissingSuperCall]
+            self._inner = inner
+            self._attempt = attempt
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            chunks = self._inner.__aiter__()
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                self._attempt.fail(error)
+                raise
+            finally:
+                if isinstance(chunks, AsyncGenerator):
+                    await chunks.aclose()
+            self._attempt.end()
+
+        async def aclose(self) -> None:
+            try:
+                await self._inner.aclose()
+            except BaseException as error:
+                self._attempt.fail(error)
+                raise
+            self._attempt.end()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.__dict__["_inner"], name)
+
+        def __del__(self) -> None:
+            attempt = self.__dict__.get("_attempt")
+            if attempt is not None:
+                attempt.drop()
+
+    AsyncBody.base = base
+    return AsyncBody
+
+
+class Library:
+    """
+    httpx or httpx2: what its clients were told, and what of it is patched.
+
+    Attributes:
+        everywhere: What holds for every client that was told nothing of its own; None switches them off.
+        clients: The clients that were told something of their own.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.everywhere: ClientConfig | None = None
+        self.clients: WeakSet[Any] = WeakSet()
+        self.body = _sync_stream(module.SyncByteStream)
+        self.async_body = _async_stream(module.AsyncByteStream)
+        self._patched: list[tuple[type, str, Any, Any]] = []
+        self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """
+        Patch what is needed, or nothing where nobody is instrumented; idempotent.
+        """
+        wanted = self.everywhere is not None or bool(self.clients)
+        with self._lock:
+            if wanted and not self._patched:
+                self._patch()
+            elif not wanted and self._patched:
+                self._restore()
+
+    def _patch(self) -> None:
+        module = self.module
+        seams: list[tuple[type | None, str, Callable[[Any], Any]]] = [
+            (module.Client, "_send_single_request", self._single),
+            (module.AsyncClient, "_send_single_request", self._single_async),
+            (module.Client, "send", self._send),
+            (module.AsyncClient, "send", self._send_async),
+            *((getattr(module, name, None), "handle_request", self._transport) for name in _SYNC_TRANSPORTS),
+            *(
+                (getattr(module, name, None), "handle_async_request", self._transport_async)
+                for name in _ASYNC_TRANSPORTS
+            ),
+        ]
+        # One class behind both clients; httpx copies our headers to the next hop there.
+        redirecting = next(
+            (kind for kind in module.Client.__mro__ if "_build_redirect_request" in kind.__dict__), module.Client
+        )
+        seams.append((redirecting, "_build_redirect_request", self._redirect))
+        for owner, name, wrapper in seams:
+            original = None if owner is None else getattr(owner, name, None)
+            if owner is None or original is None:
+                guard.logger.warning(
+                    "%s %s has no %s; some of its requests go without a span", module.__name__, owner, name
+                )
+                continue
+            own = owner.__dict__.get(name)
+            replacement = functools.wraps(original)(wrapper(original))
+            setattr(owner, name, replacement)
+            self._patched.append((owner, name, own, replacement))
+
+    def _restore(self) -> None:
+        for owner, name, own, replacement in reversed(self._patched):
+            # Somebody who patched after us keeps what they did; ours is inert below.
+            if owner.__dict__.get(name) is not replacement:
+                continue
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+        self._patched.clear()
+
+    def _config_of(self, client: Any) -> ClientConfig | None:
+        found = client.__dict__.get(CONFIG)
+        return self.everywhere if found is None else found
+
+    def _single(self, original: Any) -> Any:
+        def _send_single_request(client: Any, request: Any) -> Any:
+            config = self._config_of(client)
+            if config is None:
+                return original(client, request)
+            if config is OFF:
+                token = _running.set(_BUSY)
+                try:
+                    return original(client, request)
+                finally:
+                    _running.reset(token)
+            return send(config, functools.partial(original, client), request, self.body, None)
+
+        return _send_single_request
+
+    def _single_async(self, original: Any) -> Any:
+        async def _send_single_request(client: Any, request: Any) -> Any:
+            config = self._config_of(client)
+            if config is None:
+                return await original(client, request)
+            if config is OFF:
+                token = _running.set(_BUSY)
+                try:
+                    return await original(client, request)
+                finally:
+                    _running.reset(token)
+            return await send_async(config, functools.partial(original, client), request, self.async_body, None)
+
+        return _send_single_request
+
+    def _transport(self, original: Any) -> Any:
+        def handle_request(transport: Any, request: Any) -> Any:
+            attempt = _running.get()
+            if attempt is _BUSY or (attempt is None and self.everywhere is None):
+                return original(transport, request)
+            if attempt is None or attempt.used:
+                config: Any = self.everywhere if attempt is None else attempt.config
+                return send(config, functools.partial(original, transport), request, self.body, _BUSY, attempt)
+            attempt.used = True
+            token = _running.set(_BUSY)
+            try:
+                response = original(transport, request)
+            except BaseException as error:
+                attempt.fail(error)
+                raise
+            finally:
+                _reset(token)
+            _respond(attempt, response, self.body)
+            return response
+
+        return handle_request
+
+    def _transport_async(self, original: Any) -> Any:
+        async def handle_async_request(transport: Any, request: Any) -> Any:
+            attempt = _running.get()
+            if attempt is _BUSY or (attempt is None and self.everywhere is None):
+                return await original(transport, request)
+            if attempt is None or attempt.used:
+                config: Any = self.everywhere if attempt is None else attempt.config
+                call = functools.partial(original, transport)
+                return await send_async(config, call, request, self.async_body, _BUSY, attempt)
+            attempt.used = True
+            token = _running.set(_BUSY)
+            try:
+                response = await original(transport, request)
+            except BaseException as error:
+                attempt.fail(error)
+                raise
+            finally:
+                _reset(token)
+            await _respond_async(attempt, response, self.async_body)
+            return response
+
+        return handle_async_request
+
+    @staticmethod
+    def _send(original: Any) -> Any:
+        def send(client: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+            forget_sends(request)
+            return original(client, request, *arguments, **options)
+
+        return send
+
+    @staticmethod
+    def _send_async(original: Any) -> Any:
+        async def send(client: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+            forget_sends(request)
+            return await original(client, request, *arguments, **options)
+
+        return send
+
+    @staticmethod
+    def _redirect(original: Any) -> Any:
+        def _build_redirect_request(client: Any, request: Any, response: Any) -> Any:
+            new = original(client, request, response)
+            with guard.never_raise("client.redirect"):
+                remember(request, new)
+            return new
+
+        return _build_redirect_request
+
+
+def _reset(token: Token[Any]) -> None:
+    try:
+        _running.reset(token)
+    except ValueError:  # closed in another context, see _Inside
+        return
