@@ -5,7 +5,7 @@ From an ended span to the collector: batching, encoding, sending, and leaving wi
 from __future__ import annotations
 
 from otel_correlation.export.batching import EXIT_BUDGET_S, LogPipeline, SpanPipeline, in_export, leave
-from otel_correlation.export.exporters import log_exporters, span_exporters
+from otel_correlation.export.exporters import log_exporters, log_pipeline, span_exporters
 from otel_correlation.export.old_names import with_old_names
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "in_export",
     "leave",
     "log_exporters",
+    "log_pipeline",
     "span_exporters",
     "with_old_names",
 ]

@@ -20,6 +20,7 @@ from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordEx
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 
 from otel_correlation import _version
+from otel_correlation.export.batching import LogPipeline
 from otel_correlation.export.sending import Compression, HttpLogExporter, HttpSpanExporter, Sender
 from otel_correlation.semconv import DISTRO_NAME
 
@@ -381,3 +382,30 @@ def log_exporters(settings: Settings, problems: list[str]) -> list[LogRecordExpo
         elif (exporter := _third_party("logs", name, LogRecordExporter, problems)) is not None:
             exporters.append(exporter)
     return exporters
+
+
+def _positive(name: str, default: int, problems: list[str], *, least: int = 1) -> int:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return default
+    if re.fullmatch(r"[0-9]{1,12}", value) and int(value) >= least:
+        return int(value)
+    problems.append(f"{name}={value[:100]!a} is not usable (a whole number, {least} or more); using {default} instead")
+    return default
+
+
+def log_pipeline(settings: Settings, problems: list[str]) -> LogPipeline:
+    """
+    Return the pipeline for log records as ``OTEL_LOGS_EXPORTER`` and ``OTEL_BLRP_*`` ask; never raises.
+
+    Args:
+        settings: As read.
+        problems: Gets one line for each wrong value.
+    """
+    return LogPipeline(
+        log_exporters(settings, problems),
+        # Records wait as long as spans do, so that both halves of a story arrive together.
+        schedule_delay_ms=_positive("OTEL_BLRP_SCHEDULE_DELAY", settings.schedule_delay_ms, problems, least=0),
+        max_queue_size=_positive("OTEL_BLRP_MAX_QUEUE_SIZE", 2048, problems),
+        max_batch_size=_positive("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", 512, problems),
+    )

@@ -1,0 +1,394 @@
+"""
+The queue between the application and its exporters.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from otel_correlation import export, guard, identity
+from otel_correlation.export.batching import Batcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PATIENCE_S = 20.0
+_started: list[export.SpanPipeline] = []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test() -> Iterator[None]:
+    """
+    Every pipeline is shut down, so that nothing is counted during another test.
+    """
+    yield
+    while _started:
+        _started.pop().shutdown()
+
+
+class Gate(SpanExporter):
+    """
+    Holds every batch until it is opened.
+    """
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self.batches: list[list[str]] = []
+        self.at_once = 0
+        self.most_at_once = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.entered.set()
+        assert self.opened.wait(PATIENCE_S)
+        self.batches.append([span.name for span in spans])
+        self.at_once -= 1
+        return SpanExportResult.SUCCESS
+
+
+def traced(pipeline: export.SpanPipeline, **options: Any) -> Any:
+    provider = TracerProvider(shutdown_on_exit=False, **options)
+    provider.add_span_processor(pipeline)
+    _started.append(pipeline)
+    return provider.get_tracer("test")
+
+
+def test_a_full_queue_drops_and_counts_the_newest() -> None:
+    """
+    While an exporter is stuck, the queue keeps the oldest spans up to its bound, and says how many it dropped.
+    """
+    gate = Gate()
+    pipeline = export.SpanPipeline([gate], schedule_delay_ms=1, max_queue_size=5, max_batch_size=5)
+    tracer = traced(pipeline)
+    tracer.start_span("stuck").end()
+    assert gate.entered.wait(PATIENCE_S)
+    for number in range(8):
+        tracer.start_span(f"{number}").end()
+    gate.opened.set()
+    assert pipeline.force_flush()
+    assert gate.batches == [["stuck"], ["0", "1", "2", "3", "4"]]
+    assert guard.counters() == {"spans.exported": 6, "spans.dropped.queue_full": 3}
+
+
+def in_memory_logs() -> InMemoryLogRecordExporter:
+    return InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+
+
+def test_ending_a_span_never_waits_for_the_exporter() -> None:
+    """
+    Spans end at once while the exporter is stuck.
+    """
+    gate = Gate()
+    pipeline = export.SpanPipeline([gate], schedule_delay_ms=1, max_queue_size=10)
+    tracer = traced(pipeline)
+    for number in range(1000):
+        tracer.start_span(f"{number}").end()  # would never return if it waited
+    gate.opened.set()
+    assert pipeline.force_flush()
+
+
+def test_a_flush_honours_its_timeout() -> None:
+    """
+    A flush returns False at its timeout although the exporter is stuck, and True once everything went out.
+    """
+    gate = Gate()
+    pipeline = export.SpanPipeline([gate])
+    traced(pipeline).start_span("a").end()
+    assert not pipeline.force_flush(50)
+    gate.opened.set()
+    assert pipeline.force_flush()
+    assert gate.batches == [["a"]]
+
+
+def test_a_span_leaves_after_the_delay_without_a_flush() -> None:
+    """
+    One single span is exported although its batch never fills.
+    """
+    gate = Gate()
+    gate.opened.set()
+    traced(export.SpanPipeline([gate], schedule_delay_ms=20)).start_span("a").end()
+    assert gate.entered.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize(("size", "delay_ms"), [(3, 3_600_000), (512, 0)])
+def test_a_batch_leaves_when_it_is_full(size: int, delay_ms: int) -> None:
+    """
+    A full batch does not wait for the delay; with a delay of 0 nothing waits.
+    """
+    gate = Gate()
+    gate.opened.set()
+    tracer = traced(export.SpanPipeline([gate], schedule_delay_ms=delay_ms, max_batch_size=size))
+    for _ in range(3):
+        tracer.start_span("a").end()
+    assert gate.entered.wait(PATIENCE_S)
+
+
+def test_exports_never_overlap() -> None:
+    """
+    Flushes from many threads, while spans end on many threads, lose nothing and never export two batches at once.
+    """
+    gate = Gate()
+    gate.opened.set()
+    pipeline = export.SpanPipeline([gate], schedule_delay_ms=1, max_batch_size=7, max_queue_size=100_000)
+    tracer = traced(pipeline)
+
+    def work() -> None:
+        for number in range(300):
+            tracer.start_span("a").end()
+            if number % 50 == 0:
+                assert pipeline.force_flush()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pipeline.force_flush()
+    assert (sum(map(len, gate.batches)), gate.most_at_once) == (2400, 1)
+    assert max(map(len, gate.batches)) <= 7
+
+
+def test_a_shutdown_exports_what_is_left_and_counts_what_comes_later() -> None:
+    """
+    Shutdown flushes; later spans are dropped and counted; a second shutdown does nothing.
+    """
+    gate = Gate()
+    gate.opened.set()
+    pipeline = export.SpanPipeline([gate])
+    tracer = traced(pipeline)
+    tracer.start_span("a").end()
+    pipeline.shutdown()
+    pipeline.shutdown()
+    tracer.start_span("late").end()
+    assert gate.batches == [["a"]]
+    assert guard.counters() == {"spans.exported": 1, "spans.dropped.after_shutdown": 1}
+
+
+def test_what_a_shutdown_cannot_export_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    With an exporter that is stuck, shutdown ends in time and says in one line how many spans were lost.
+    """
+    gate = Gate()
+    pipeline = export.SpanPipeline([gate])
+    tracer = traced(pipeline)
+    tracer.start_span("a").end()
+    assert not pipeline.force_flush(10)
+    tracer.start_span("b").end()
+    pipeline.batchers[0].shutdown(0.05)
+    gate.opened.set()
+    assert guard.counters()["spans.dropped.shutdown"] == 2
+    assert [record.getMessage() for record in caplog.records] == ["2 spans were lost at exit: no time left"]
+
+
+def test_the_exporting_thread_is_not_observed_itself() -> None:
+    """
+    While a batch is exported, instrumentation is suppressed and ``in_export`` is true; elsewhere it is false.
+    """
+    seen: list[tuple[object, bool]] = []
+
+    class Look(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            seen.append((otel_context.get_value(_SUPPRESS_INSTRUMENTATION_KEY), export.in_export()))
+            return SpanExportResult.SUCCESS
+
+    pipeline = export.SpanPipeline([Look()])
+    traced(pipeline).start_span("a").end()
+    assert pipeline.force_flush()
+    assert seen == [(True, True)]
+    assert not export.in_export()
+    assert otel_context.get_value(_SUPPRESS_INSTRUMENTATION_KEY) is None
+
+
+def test_an_exporter_that_raises_is_counted_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An exception of an exporter costs its batch only.
+    """
+    monkeypatch.delenv(guard.STRICT_ENV)
+    fails = [True]
+
+    class Sometimes(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            if fails.pop():
+                raise RuntimeError
+            return super().export(spans)
+
+    exporter = Sometimes()
+    pipeline = export.SpanPipeline([exporter])
+    tracer = traced(pipeline)
+    tracer.start_span("lost").end()
+    assert pipeline.force_flush()
+    fails.append(False)
+    tracer.start_span("kept").end()
+    assert pipeline.force_flush()
+    assert [span.name for span in exporter.get_finished_spans()] == ["kept"]
+    assert guard.counters()["spans.dropped.exporter_raised"] == 1
+
+
+def test_a_failed_export_of_a_third_party_is_counted() -> None:
+    """
+    A batch that somebody's exporter reports as failed is counted as dropped.
+    """
+
+    class Fails(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            return SpanExportResult.FAILURE
+
+    pipeline = export.SpanPipeline([Fails()])
+    traced(pipeline).start_span("a").end()
+    assert pipeline.force_flush()
+    assert guard.counters() == {"spans.dropped.exporter_failed": 1}
+
+
+def test_a_stuck_exporter_does_not_hold_up_another() -> None:
+    """
+    With two exporters, each gets every span at its own pace.
+    """
+    gate, memory = Gate(), InMemorySpanExporter()
+    pipeline = export.SpanPipeline([gate, memory], schedule_delay_ms=1)
+    traced(pipeline).start_span("a").end()
+    assert gate.entered.wait(PATIENCE_S)
+    assert pipeline.batchers[1].flush(PATIENCE_S)
+    assert [span.name for span in memory.get_finished_spans()] == ["a"]
+    gate.opened.set()
+    assert pipeline.force_flush()
+
+
+def test_unsampled_spans_are_not_exported() -> None:
+    """
+    A span that is not sampled is never queued.
+    """
+    memory = InMemorySpanExporter()
+    pipeline = export.SpanPipeline([memory])
+    traced(pipeline, sampler=ALWAYS_OFF).start_span("a").end()
+    assert pipeline.force_flush()
+    assert not memory.get_finished_spans()
+
+
+def test_every_local_span_carries_the_request_id() -> None:
+    """
+    The identity of the parent context, or of the current one, is on the span; a value that is there is kept.
+    """
+    memory = InMemorySpanExporter()
+    pipeline = export.SpanPipeline([memory])
+    tracer = traced(pipeline)
+    given = identity.set_in(Context(), identity.Identity("given-in-context"))
+    token = otel_context.attach(identity.set_in(Context(), identity.Identity("current-one")))
+    try:
+        tracer.start_span("current").end()
+        tracer.start_span("given", context=given).end()
+        tracer.start_span("own", attributes={"request_id": "own"}).end()
+        tracer.start_span("outside", context=Context()).end()
+    finally:
+        otel_context.detach(token)
+    assert pipeline.force_flush()
+    found = {span.name: (span.attributes or {}).get("request_id") for span in memory.get_finished_spans()}
+    assert found == {"current": "current-one", "given": "given-in-context", "own": "own", "outside": None}
+
+
+def test_translate_is_applied_while_exporting() -> None:
+    """
+    The translation sees every span before its exporter does.
+    """
+    memory = InMemorySpanExporter()
+    pipeline = export.SpanPipeline(
+        [memory], translate=lambda span: ReadableSpan(span.name + "!", span.get_span_context())
+    )
+    traced(pipeline).start_span("a").end()
+    assert pipeline.force_flush()
+    assert [span.name for span in memory.get_finished_spans()] == ["a!"]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_exports_its_own_spans_only() -> None:
+    """
+    After a fork the child starts its own thread and drops what its parent had queued; the parent exports it.
+    """
+    memory = InMemorySpanExporter()
+    pipeline = export.SpanPipeline([memory], schedule_delay_ms=3_600_000)
+    tracer = traced(pipeline)
+    tracer.start_span("first").end()
+    assert pipeline.force_flush()
+    tracer.start_span("parent's").end()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        tracer.start_span("child's").end()
+        pipeline.force_flush()
+        os.write(writing, ",".join(span.name for span in memory.get_finished_spans()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "first,child's"
+    assert pipeline.force_flush()
+    assert [span.name for span in memory.get_finished_spans()] == ["first", "parent's"]
+
+
+def test_items_are_exported_by_the_caller_when_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    When the interpreter starts no more threads, a flush exports on the calling thread.
+    """
+    seen: list[int] = []
+    batcher: Batcher[int] = Batcher("logs", seen.extend, delay_ms=500, max_queue_size=10, max_batch_size=10)
+
+    def refuse(thread: threading.Thread) -> None:
+        message = "can't create new thread at interpreter shutdown"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    batcher.put(1)
+    assert batcher.flush(1.0)
+    assert seen == [1]
+
+
+def test_log_records_reach_every_kind_of_exporter() -> None:
+    """
+    A record from the SDK's logger reaches a third-party exporter as a readable record; flush and shutdown work.
+    """
+    memory = in_memory_logs()
+    pipeline = export.LogPipeline([memory])
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(pipeline)
+    provider.get_logger("test").emit(body="hello", timestamp=time.time_ns())
+    assert pipeline.force_flush()
+    pipeline.shutdown()
+    assert [record.log_record.body for record in memory.get_finished_logs()] == ["hello"]
+    assert guard.counters() == {"logs.exported": 1}
+
+
+def test_records_made_while_exporting_are_not_queued() -> None:
+    """
+    What an exporter logs about itself does not feed the next batch.
+    """
+    memory = in_memory_logs()
+    pipeline = export.LogPipeline([memory])
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(pipeline)
+    logger = provider.get_logger("test")
+
+    class Chatty(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            logger.emit(body="about myself")
+            return SpanExportResult.SUCCESS
+
+    spans = export.SpanPipeline([Chatty()])
+    traced(spans).start_span("a").end()
+    assert spans.force_flush()
+    assert pipeline.force_flush()
+    pipeline.shutdown()
+    assert not memory.get_finished_logs()
