@@ -1,7 +1,8 @@
 """
 One identity per request: an OpenTelemetry tracing distribution for FastAPI and httpx.
 
-A service started by ``opentelemetry-instrument`` needs nothing from here; one that starts in code calls ``bootstrap()``.
+A service started by ``opentelemetry-instrument`` needs nothing from here; one that starts in code calls
+``bootstrap()``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from otel_correlation._version import __version__
-    from otel_correlation.bootstrap import bootstrap, stats
-    from otel_correlation.edge import edge
-    from otel_correlation.guard import ConfigError
-    from otel_correlation.identity import bind, request_id, trace_id
+    # What type checkers see; at run time the names are looked up when they are used, see below.
+    from otel_correlation._version import __version__  # noqa: TC004
+    from otel_correlation.bootstrap import bootstrap, stats  # noqa: TC004
+    from otel_correlation.edge import edge  # noqa: TC004
+    from otel_correlation.guard import ConfigError  # noqa: TC004
+    from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
 
 __all__ = ["ConfigError", "__version__", "bind", "bootstrap", "edge", "request_id", "stats", "trace_id"]
 

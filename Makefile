@@ -1,0 +1,50 @@
+# The only commands a person or CI needs; `make help` lists them.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo check test cov stack bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "otel-correlation needs Python 3.11 or newer; none was found"; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.installed ## make the virtual environment
+
+demo: setup ## start three services, send requests, show the failed one
+	@$(BIN)/otel-correlation demo
+
+check: setup ## lint, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: setup ## the fast suite, on this Python
+	$(BIN)/python -m pytest
+
+cov: setup ## branch coverage of the fast suite
+	$(BIN)/python -m coverage run -m pytest -q
+	$(BIN)/python -m coverage report --skip-covered
+
+stack: setup ## the real collector, Jaeger and servers
+	$(BIN)/python -m pytest tests/stack
+
+bench: setup ## side by side with stock, CPU per request
+	$(BIN)/python benchmarks/side_by_side.py
+
+lock: ## renew the pinned requirements (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra config --group test --group check \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements/dev.txt
+
+clean: ## remove what setup and the tests made
+	rm -rf $(VENV) dist build .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,376 @@
+"""
+The composition root: the distro, the configurator and ``bootstrap()``. The only module that sets globals.
+
+However a process comes here, and however often, there is one provider, one exporter and one SERVER span for a request.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_correlation import guard, logs, semconv
+from otel_correlation._version import __version__
+from otel_correlation.settings import Settings, from_environment, with_overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import ASGIApp
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """
+    Hide variables from code that fails on a wrong value; they are back afterwards, for child processes.
+    """
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+# The API reads OTEL_PROPAGATORS while this module is imported, and an unknown name stops the start; ours are set below.
+with _without("OTEL_PROPAGATORS"):
+    from opentelemetry import propagate
+
+from opentelemetry import metrics as metrics_api  # noqa: E402
+from opentelemetry import trace as trace_api  # noqa: E402
+from opentelemetry._logs import set_logger_provider  # noqa: E402
+from opentelemetry.instrumentation.distro import BaseDistro  # noqa: E402
+from opentelemetry.sdk import _configuration as sdk_configuration  # noqa: E402
+from opentelemetry.sdk._configuration import _BaseConfigurator  # noqa: E402
+from opentelemetry.sdk._logs import LoggerProvider  # noqa: E402
+from opentelemetry.sdk.resources import Resource  # noqa: E402
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider  # noqa: E402
+
+from otel_correlation import clients, export, propagators, sampling  # noqa: E402
+from otel_correlation.edge import _fastapi as fastapi_plug  # noqa: E402
+from otel_correlation.export import exits  # noqa: E402
+from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
+
+_LIMITS: Final = (
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+)
+
+
+class _State:
+    """
+    What this process has set up.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.settings: Settings | None = None
+        self.textmap: Any = None
+        self.provider: TracerProvider | None = None
+        self.batchers: tuple[Any, ...] = ()
+        self.announced = False
+        self.pending: list[str] = []
+
+
+_state = _State()
+
+
+class Distro(BaseDistro):
+    """
+    Chooses ours where ``opentelemetry-instrument`` loads an instrumentation that we replace.
+    """
+
+    def _configure(self, **_kwargs: Any) -> None:
+        try:
+            _say_which_distribution()
+        except Exception:  # noqa: BLE001 - start-up must go on
+            guard.report("distro")
+
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
+        """
+        Load one instrumentation: FastAPI's and the httpx ones drive our hot path, logging's is ours already.
+        """
+        settings = _state.settings
+        if settings is not None and settings.enabled:
+            value = entry_point.value
+            if value.startswith("opentelemetry.instrumentation.fastapi:"):
+                fastapi_plug.instrument_everything()
+                return
+            if value.startswith("opentelemetry.instrumentation.logging:"):
+                # It would put a second OTLP handler beside ours, so that every record is exported twice.
+                return
+            if settings.sdk_disabled and not value.startswith("opentelemetry.instrumentation.httpx"):
+                return
+        elif settings is not None:
+            return
+        super().load_instrumentor(entry_point, **kwargs)
+
+
+def _say_which_distribution() -> None:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+
+    distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
+    if len(distros) > 1:
+        chosen = "OTEL_PYTHON_DISTRO" if os.environ.get("OTEL_PYTHON_DISTRO") else "the order of installation"
+        _state.pending.append(
+            f"{len(distros)} OpenTelemetry distributions are installed ({', '.join(distros)}); otel_correlation runs, "
+            f"chosen by {chosen}"
+        )
+        # The SDK takes the first configurator that it finds; it must be the one of the distribution that was chosen.
+        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", "otel_correlation")
+
+
+class Configurator(_BaseConfigurator):
+    """
+    Sets up the SDK for ``opentelemetry-instrument``; never raises.
+    """
+
+    def _configure(self, **kwargs: Any) -> None:
+        try:
+            _start(from_environment(), auto_version=kwargs.get("auto_instrumentation_version"))
+        except Exception:  # noqa: BLE001 - start-up must go on
+            guard.report("configurator")
+
+
+def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
+    """
+    Set everything up from code: provider, exporters, propagators, logs, FastAPI and httpx.
+
+    Idempotent: a second call, or a call under ``opentelemetry-instrument``, keeps what runs, and settings given then
+    are applied as far as they do not name exporters.
+
+    Args:
+        app: The application. Every FastAPI application is covered anyway; naming one that was excluded switches it on.
+        **settings: Fields of ``otel_correlation.settings.Settings``; they win over the environment.
+
+    Raises:
+        ConfigError: An unknown setting, or a value of the wrong type or out of range.
+    """
+    with _state.lock:
+        wanted = with_overrides(_state.settings or from_environment(), settings)
+        if _state.settings is None:
+            _start(wanted, instrument=True)
+            _announce()
+        elif settings:
+            _apply(_state.settings, wanted)
+        if _state.settings is not None and _state.settings.enabled:
+            fastapi_plug.instrument_everything()
+            if app is not None:
+                fastapi_plug.switch_on(app)
+
+
+def started() -> bool:
+    """
+    Tell whether this process has been set up, by ``bootstrap()`` or by ``opentelemetry-instrument``.
+    """
+    return _state.settings is not None
+
+
+def activate(settings: Settings | None = None) -> None:
+    """
+    Put our hot path under contrib's instrumentors without touching any global of the SDK.
+
+    Args:
+        settings: What to use; None reads the environment whenever something is instrumented.
+    """
+
+    def current() -> Settings:
+        return from_environment() if settings is None else settings
+
+    fastapi_plug.activate(current)
+    clients.activate(current)
+
+
+def _start(settings: Settings, *, auto_version: str | None = None, instrument: bool = False) -> None:
+    with _state.lock:
+        if _state.settings is not None:
+            return
+        _state.settings = settings
+        if not settings.enabled:
+            return
+        problems = list(settings.problems)
+        logs.install(settings)
+        _state.textmap = textmap = propagators.build(settings)
+        propagate.set_global_textmap(textmap)
+        if not settings.sdk_disabled:
+            resource = _resource(auto_version)
+            _start_metrics(settings, resource, problems)
+            _start_traces(settings, resource, problems)
+            _start_logs(settings, resource, problems)
+            exits.install(_flush)
+        fastapi_plug.activate(_current_settings, textmap=textmap)
+        clients.activate(_current_settings)
+        if instrument:
+            fastapi_plug.instrument_everything()
+            clients.instrument_everything()
+        _state.pending += problems
+        fastapi_plug.on_serving(_announce)
+        # A process that never serves (a script, a worker) says what was wrong at its end.
+        atexit.register(_announce_problems)
+
+
+def _flush(timeout_s: float) -> None:
+    export.leave(_state.batchers, timeout_s)
+
+
+def _current_settings() -> Settings:
+    return _state.settings or from_environment()
+
+
+def _apply(before: Settings, wanted: Settings) -> None:
+    """
+    Apply what code asked for after the start; an exporter that runs is kept.
+    """
+    for name in ("traces_exporters", "logs_exporters", "metrics_exporters", "traces_protocol", "logs_protocol"):
+        if getattr(before, name) != getattr(wanted, name):
+            guard.logger.warning(
+                "bootstrap(%s=...) came after the start and is left out; set it at the first call", name
+            )
+    _state.settings = wanted
+    provider = _state.provider
+    if provider is not None and (before.ratio, before.sampler) != (wanted.ratio, wanted.sampler):
+        sampler = sampling.from_settings(wanted)
+        if sampler is not None:
+            provider.sampler = sampler
+            for tracer in provider._tracers.values():
+                tracer.sampler = sampler
+    fastapi_plug.refresh()
+    clients.refresh()
+
+
+def _resource(auto_version: str | None) -> Resource:
+    attributes = {
+        "telemetry.distro.name": semconv.DISTRO_NAME,
+        "telemetry.distro.version": __version__,
+    }
+    if auto_version:
+        attributes["telemetry.auto.version"] = auto_version
+    return Resource.create(attributes)
+
+
+def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -> None:
+    existing = trace_api._TRACER_PROVIDER
+    if isinstance(existing, TracerProvider):
+        # The application made its own before us: its sampler and its exporters stand, ours would send everything twice.
+        existing.add_span_processor(export.SpanPipeline([]))
+        _state.pending.append("The application's own tracer provider is kept, with its sampler and its exporters")
+        return
+    sampler = sampling.from_settings(settings) or sdk_configuration._import_sampler(settings.sampler)
+    provider = TracerProvider(
+        sampler=sampler or sampling.RatioSampler(1.0),
+        resource=resource,
+        id_generator=_id_generator(problems),
+        span_limits=_span_limits(problems),
+        shutdown_on_exit=False,
+    )
+    pipeline = export.SpanPipeline(
+        export.span_exporters(settings, problems),
+        schedule_delay_ms=settings.schedule_delay_ms,
+        max_queue_size=settings.max_queue_size,
+        max_batch_size=settings.max_batch_size,
+        translate=export.with_old_names if settings.semconv_dup else None,
+    )
+    provider.add_span_processor(pipeline)
+    _state.batchers += pipeline.batchers
+    trace_api.set_tracer_provider(provider)
+    _state.provider = provider
+
+
+def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
+    name = os.environ.get("OTEL_PYTHON_ID_GENERATOR", "").strip()
+    if not name or name == "random":
+        return CorrelationIdGenerator()
+    try:
+        return CorrelationIdGenerator(sdk_configuration._import_id_generator(name))
+    except Exception:  # noqa: BLE001 - a third party's entry point
+        problems.append(f"OTEL_PYTHON_ID_GENERATOR={name!a} is not usable (it cannot be loaded); using random instead")
+        return CorrelationIdGenerator()
+
+
+def _span_limits(problems: list[str]) -> SpanLimits:
+    wrong = []
+    for name in _LIMITS:
+        value = os.environ.get(name, "").strip()
+        if value and not (value.isascii() and value.isdigit()):
+            wrong.append(name)
+            problems.append(f"{name}={value[:100]!a} is not usable (a whole number); using the default instead")
+    with _without(*wrong):
+        return SpanLimits()
+
+
+def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) -> None:
+    if not settings.metrics_exporters:
+        return
+    if settings.metrics_protocol == "http/protobuf":
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", settings.metrics_protocol)
+    try:
+        names = [sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters]
+        _, found, _ = sdk_configuration._import_exporters([], names, [])
+        sdk_configuration._init_metrics(found, resource)
+    except Exception as error:  # noqa: BLE001 - a third party's exporter
+        names_text = ",".join(settings.metrics_exporters)
+        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({error}); using none instead")
+        metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
+
+
+def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> None:
+    if not settings.logs_exporters:
+        return
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    pipeline = export.LogPipeline(export.log_exporters(settings, problems))
+    provider.add_log_record_processor(pipeline)
+    _state.batchers += pipeline.batchers
+    set_logger_provider(provider)
+    logs.otlp_handler(provider, settings)
+
+
+def _announce() -> None:
+    """
+    Say the one start-up line, and what was wrong, where this process begins to serve.
+    """
+    with _state.lock:
+        settings = _state.settings
+        if _state.announced or settings is None or not settings.enabled:
+            return
+        _announce_problems()
+        _state.announced = True
+    service = settings.service_name or "unknown_service"
+    if settings.sdk_disabled:
+        where = "no spans (OTEL_SDK_DISABLED)"
+    elif not settings.traces_exporters:
+        where = "spans are not exported"
+    elif "otlp" in settings.traces_exporters:
+        where = f"spans to {_without_userinfo(settings.traces_endpoint)} ({settings.traces_protocol})"
+    else:
+        where = f"spans to {', '.join(settings.traces_exporters)}"
+    sampler = f"ratio {settings.ratio:g}" if settings.sampler.endswith("ratio") else settings.sampler
+    logs.startup_line(
+        f"otel-correlation {__version__}: service {service}, {where}, {sampler}, header {settings.response_header}"
+    )
+
+
+def _announce_problems() -> None:
+    pending, _state.pending = _state.pending, []
+    for line in pending:
+        guard.logger.warning("%s", line)
+
+
+def _without_userinfo(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def stats() -> dict[str, int]:
+    """
+    Return every counter by reason: spans exported and dropped, request ids refused and reused, internal errors.
+    """
+    return guard.counters()
