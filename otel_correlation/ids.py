@@ -29,7 +29,7 @@ def _reseed() -> None:
     _random.seed(os.urandom(32))
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has none
     os.register_at_fork(after_in_child=_reseed)
 
 
@@ -166,7 +166,7 @@ class ReuseGuard:
         self._clock = clock
         self._seen: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has none
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
