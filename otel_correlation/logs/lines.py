@@ -32,6 +32,8 @@ _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # The logger of the one line per request.
 SUMMARY_LOGGER: Final = "otel_correlation.request"
 
+_NOT_ASCII: Final = re.compile("[^\x00-\x7f]+")
+
 _DEPTH: Final = 8
 _ITEMS: Final = 256
 
@@ -215,6 +217,13 @@ def _json_escape(found: re.Match[str]) -> str:
 def _text_escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return _SHORT.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def ascii_only(line: str) -> str:
+    """
+    Return ``line`` with everything that is not ASCII escaped as in JSON, for an output that cannot carry it.
+    """
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line)
 
 
 def one_line(text: str) -> str:

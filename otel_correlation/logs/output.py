@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard
-from otel_correlation.logs.lines import SUMMARY_LOGGER, JsonLines, TextLines
+from otel_correlation.logs.lines import SUMMARY_LOGGER, JsonLines, TextLines, ascii_only
 from otel_correlation.logs.record import seams
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class _Lines(logging.Handler):
             try:
                 stream.write(text)
             except UnicodeEncodeError:  # a stdout that is not UTF-8
-                encoding = getattr(stream, "encoding", None) or "ascii"
-                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                stream.write(ascii_only(text))
             stream.flush()
         except Exception:  # noqa: BLE001 - a closed pipe must not fail a request
             guard.count("log_line_lost")

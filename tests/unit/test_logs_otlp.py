@@ -1,0 +1,279 @@
+"""
+Records over OTLP: all of them, once, and never those that the export makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import logging.config
+import logging.handlers
+import pickle
+import queue
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from uvicorn.config import LOGGING_CONFIG
+
+from otel_correlation import guard, identity, logs
+from otel_correlation.settings import Settings
+from tests.unit.logs_pristine import SPAN_ID, TRACE_ID, Keep, pristine, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
+
+SETTINGS = Settings(service_name="orders", logs_exporters=("otlp",))
+
+
+class Exported:
+    """
+    A provider whose exporter is a list.
+    """
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+        self.provider = LoggerProvider(shutdown_on_exit=False)
+        self.provider.add_log_record_processor(SimpleLogRecordProcessor(self.exporter))
+        logs.install(settings)
+        logs.otlp_handler(self.provider, settings)
+
+    def records(self) -> list[ReadableLogRecord]:
+        return list(self.exporter.get_finished_logs())
+
+    def bodies(self) -> list[Any]:
+        return [found.log_record.body for found in self.records()]
+
+
+@pytest.fixture
+def exported() -> Iterator[Exported]:
+    with pristine():
+        found = Exported()
+        logging.root.setLevel(logging.INFO)
+        yield found
+
+
+def test_a_record_arrives_whole(exported: Exported) -> None:
+    """
+    Body, severity, time, scope, ids, request id, bound fields, extras and the place in the code.
+    """
+    with request():
+        identity.bind(customer=42)
+        logging.getLogger("app.orders").warning("%s left", 3, extra={"shelf": {"row": (1, None)}})
+    (found,) = exported.records()
+    record = found.log_record
+    assert (record.body, record.severity_text, record.severity_number) == ("3 left", "WARNING", SeverityNumber.WARN)
+    assert (record.trace_id, record.span_id, record.trace_flags) == (TRACE_ID, SPAN_ID, 1)
+    assert found.instrumentation_scope is not None
+    assert found.instrumentation_scope.name == "app.orders"
+    assert record.timestamp is not None
+    assert record.observed_timestamp is not None
+    assert 0 <= record.observed_timestamp - record.timestamp < 10**9
+    attributes = dict(record.attributes or {})
+    assert attributes.pop("code.file.path") == __file__
+    assert attributes.pop("code.function.name") == "test_a_record_arrives_whole"
+    assert isinstance(attributes.pop("code.line.number"), int)
+    assert attributes == {"request_id": "order-7", "customer": 42, "shelf": {"row": (1, None)}}
+
+
+def test_an_exception_arrives_with_the_stable_names(exported: Exported) -> None:
+    """
+    ``exception.type``, ``exception.message`` and ``exception.stacktrace``, without what a user sent.
+    """
+    try:
+        with request():
+            try:
+                raise queue.Full("bad input_value='ada@example.com', input_type=str]")
+            except queue.Full as error:
+                identity.stash(error)
+                raise
+    except queue.Full:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+    record = exported.records()[0].log_record
+    attributes = dict(record.attributes or {})
+    assert attributes["exception.type"] == "_queue.Full" or attributes["exception.type"] == "queue.Full"
+    assert attributes["exception.message"] == "bad input_value=REDACTED, input_type=str]"
+    assert "test_an_exception_arrives" in str(attributes["exception.stacktrace"])
+    assert (record.trace_id, attributes["request_id"]) == (TRACE_ID, "order-7")
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_every_logger_arrives_once(configured: bool) -> None:
+    """
+    Uvicorn's loggers, which do not propagate, and the application's, with or without handlers of its own: each once.
+    """
+    with pristine() as out:
+        exported = Exported()
+        logging.config.dictConfig(copy.deepcopy(LOGGING_CONFIG))
+        if configured:
+            logging.basicConfig(stream=out, level=logging.INFO)
+            logging.getLogger("app").addHandler(logging.StreamHandler(io.StringIO()))
+        logs.settle()
+        names = ["app", "app.part", "uvicorn.error", "uvicorn.asgi", "other"]
+        for name in names:
+            logging.getLogger(name).info("hello")
+    assert [found.instrumentation_scope and found.instrumentation_scope.name for found in exported.records()] == names
+
+
+def test_a_record_that_is_handled_again_is_not_exported_again(exported: Exported) -> None:
+    """
+    What a queue's or a socket's listener hands to a logger a second time was exported the first time.
+    """
+    kept = Keep()
+    logger = logging.getLogger("app")
+    logger.addHandler(kept)
+    records: queue.Queue[Any] = queue.Queue()
+    logger.addHandler(logging.handlers.QueueHandler(records))
+    with request():
+        logger.info("hello")
+        logger.info("hello")
+    for copied in (records.get(), records.get()):
+        logger.handle(copied)
+    logger.handle(logging.makeLogRecord(pickle.loads(pickle.dumps(kept.records[0].__dict__))))
+    foreign = logging.makeLogRecord({**kept.records[0].__dict__, "process": 1, "created": 1.0})
+    logger.handle(foreign)
+    assert exported.bodies() == ["hello", "hello"]
+
+
+def test_levels_and_filters_of_loggers_count(exported: Exported) -> None:
+    """
+    What a logger does not let through is not exported.
+    """
+    logger = logging.getLogger("app")
+    logger.debug("below")
+    logger.addFilter(lambda record: "secret" not in record.getMessage())
+    logger.info("secret")
+    logger.info("shown")
+    logger.filters.clear()
+    assert exported.bodies() == ["shown"]
+
+
+def test_what_the_export_logs_is_not_exported() -> None:
+    """
+    No feedback: records of the exporter's thread, of libraries that it uses, and of OpenTelemetry itself stay local.
+    """
+
+    class Chatty(LogRecordProcessor):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+            self.seen.append(str(log_record.log_record.body))
+            logging.getLogger("urllib3.connectionpool").warning("Retrying after %s", log_record.log_record.body)
+
+        def shutdown(self) -> None: ...
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return True
+
+    with pristine():
+        chatty = Chatty()
+        provider = LoggerProvider(shutdown_on_exit=False)
+        provider.add_log_record_processor(chatty)
+        logs.install(SETTINGS)
+        logs.otlp_handler(provider, SETTINGS)
+        logging.getLogger("app").warning("hello")
+        logging.getLogger("opentelemetry.sdk").warning("Failed to export")
+        token = otel_context.attach(otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        logging.getLogger("grpc").warning("from an exporter's thread")
+        otel_context.detach(token)
+    assert chatty.seen == ["hello"]
+
+
+def test_user_code_that_suppresses_instrumentation_still_logs(exported: Exported) -> None:
+    """
+    A request that switches instrumentation off for a while keeps its log lines.
+    """
+    with request():
+        token = otel_context.attach(otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        logging.getLogger("app").info("hello")
+        otel_context.detach(token)
+    assert exported.bodies() == ["hello"]
+
+
+def test_sampled_means_that_unsampled_traces_stay_local() -> None:
+    """
+    With ``OTEL_CORRELATION_LOGS_EXPORT=sampled`` records of unsampled traces are not exported; all others are.
+    """
+    with pristine():
+        exported = Exported(Settings(logs_exporters=("otlp",), logs_export="sampled"))
+        logger = logging.getLogger("app")
+        logger.warning("outside")
+        with request():
+            logger.warning("sampled")
+        with request(sampled=False):
+            logger.warning("unsampled")
+            logger.warning("unsampled", extra={"trace_id": "mine"})
+    assert exported.bodies() == ["outside", "sampled"]
+
+
+def test_nothing_is_exported_without_an_exporter() -> None:
+    """
+    With ``OTEL_LOGS_EXPORTER`` unset no record goes to OTLP.
+    """
+    with pristine():
+        exported = Exported(Settings())
+        logging.getLogger("app").warning("hello")
+    assert exported.bodies() == []
+
+
+def test_info_records_arrive_where_nothing_is_configured_and_lines_are_off() -> None:
+    """
+    With lines off and nothing configured, INFO records still go to OTLP.
+    """
+    with pristine() as out:
+        exported = Exported(Settings(log_format="none", logs_exporters=("otlp",)))
+        logs.settle()
+        logging.getLogger("app").info("hello")
+    assert (exported.bodies(), out.getvalue()) == (["hello"], "")
+
+
+def test_the_users_own_ids_are_kept_as_attributes(exported: Exported) -> None:
+    """
+    ``extra={"trace_id": ...}`` stays as an attribute; the record belongs to the real trace.
+    """
+    with request():
+        logging.getLogger("app").info("hello", extra={"trace_id": "mine", "request_id": "theirs"})
+    record = exported.records()[0].log_record
+    attributes = dict(record.attributes or {})
+    assert (record.trace_id, attributes["trace_id"], attributes["request_id"]) == (TRACE_ID, "mine", "theirs")
+
+
+@pytest.mark.parametrize("value", ["\ud800", 10**30, float("nan"), object(), {1: {2}}, b"\xff", None, ["\ud800"]])
+def test_a_strange_value_does_not_spoil_the_batch(value: object, exported: Exported) -> None:
+    """
+    Values that OTLP cannot carry become text; a lone surrogate would make the encoding of its whole batch fail.
+    """
+    from otel_correlation.export.encoding import encode_logs
+
+    logging.getLogger("app").info("it is %s", value, extra={"thing": value})
+    found = exported.records()
+    assert len(found) == 1
+    assert encode_logs(found)[0]
+    assert "thing" in (found[0].log_record.attributes or {}) or value is None
+
+
+def test_a_failing_provider_never_reaches_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An export that raises is counted; the log call returns and the line is written.
+    """
+
+    class Broken(LoggerProvider):
+        def get_logger(self, *args: Any, **kwargs: Any) -> Any:
+            raise OSError
+
+    monkeypatch.delenv(guard.STRICT_ENV)
+    with pristine() as out:
+        logs.install(SETTINGS)
+        logs.otlp_handler(Broken(shutdown_on_exit=False), SETTINGS)
+        logs.settle()
+        logging.getLogger("app").info("hello")
+    assert "hello" in out.getvalue()
+    assert guard.counters()["internal_error.logs.export"] == 1
