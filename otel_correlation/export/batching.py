@@ -140,6 +140,8 @@ class Batcher(Generic[T]):
             if sender is not None:
                 sender.hurry()
             while self._done < ticket:
+                if self._thread is None:
+                    return not self.pending()
                 left = deadline - time.monotonic()
                 if left <= 0 or (leaving and sender is not None and sender.is_hopeless(attempts)):
                     return False
@@ -224,7 +226,9 @@ class Batcher(Generic[T]):
         try:
             self._work()
         finally:
-            self._thread = None  # the next item starts another one
+            with self._flushed:
+                self._thread = None  # the next item starts another one
+                self._flushed.notify_all()
 
     def _work(self) -> None:
         due = time.monotonic() + self._delay_s
