@@ -209,7 +209,11 @@ def _title(span: Span) -> str:
 
 
 def _short(span: Span) -> str:
-    return f"→ {span.name}" if span.kind == "CLIENT" else span.name
+    url = span.attributes.get("url.full")
+    if span.kind != "CLIENT" or not isinstance(url, str):
+        return span.name
+    # The name of a CLIENT span is the method alone: a URL has too many values to be one.
+    return f"→ {span.name} /{url.partition('://')[2].partition('/')[2].partition('?')[0]}"
 
 
 def _status(span: Span) -> str:

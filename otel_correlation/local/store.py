@@ -154,19 +154,20 @@ class LocalStore:
             try:
                 # Exclusive: bounds and counts are kept in memory, so a second process must not write.
                 db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                new = version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                if not new and version != _SCHEMA_VERSION:
+                    raise StoreFileError(
+                        f"{path} is a database of something else, or of another version: name another file"
+                    )
+                # Only now: what is not ours is left as it is.
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
                 db.execute("BEGIN IMMEDIATE")
-                version = db.execute("PRAGMA user_version").fetchone()[0]
-                tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if version == 0 and tables == 0:
+                if new:
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
                     db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-                elif version != _SCHEMA_VERSION:
-                    raise StoreFileError(
-                        f"{path} is a database of something else or of another version: name another file"
-                    )
                 self.counts.rows, self.counts.bytes = db.execute(
                     "SELECT coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM traces"
                 ).fetchone()

@@ -34,6 +34,8 @@ function title(span) {
   const http = span.attributes["http.request.method"];
   return http ? `${http} ${span.attributes["http.route"] || span.attributes["url.path"] || span.attributes["url.full"] || ""}` : span.name;
 }
+// The name of a CLIENT span is the method alone: a URL has too many values to be one.
+const target = (span) => String(span.attributes["url.full"] || "").replace(/^[^:]*:\/\/[^/?#]*/, "").replace(/[?#].*$/s, "");
 const httpStatus = (span) => span.attributes["http.response.status_code"] || "";
 const failed = (span) => span.failed || httpStatus(span) >= 500;
 
@@ -110,7 +112,7 @@ function waterfall(spans) {
     const bar = element("span", { class: failed(span) ? "bar failed" : "bar" });
     bar.style.left = (Number(ns(span.start_ns) - begin) / total) * 100 + "%";
     bar.style.width = (Number(ns(span.end_ns) - ns(span.start_ns)) / total) * 100 + "%";
-    const label = element("span", {}, text(span.service, "strong"), " " + clean(span.kind === "CLIENT" ? "→ " + span.name : span.name), " ",
+    const label = element("span", {}, text(span.service, "strong"), " " + clean(span.kind === "CLIENT" ? `→ ${span.name} ${target(span)}` : span.name), " ",
       failed(span) ? text(`${httpStatus(span) || ""} failed`, "span", "bad") : text(httpStatus(span), "span", "soft"));
     label.style.paddingLeft = Math.min(depth, 12) + "rem";
     const box = element("details", { class: "span" }, element("summary", {}, label, element("span", { class: "track", "aria-hidden": "true" }, bar),

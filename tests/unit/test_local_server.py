@@ -1,0 +1,257 @@
+"""
+The receiver and viewer over real HTTP: status codes and bodies of OTLP/HTTP, the query API, and who may read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import socket
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx
+import pytest
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from otel_correlation.local import LocalServer, server
+from otel_correlation.stores.model import trace_from_json
+from tests.local_payloads import REQUEST_ID, TRACE_ID, as_otlp_json, checkout, log, logs, span, traces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+
+
+@pytest.fixture
+def local() -> Iterator[LocalServer]:
+    with LocalServer(port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def client(local: LocalServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=local.url, trust_env=False) as ready:
+        yield ready
+
+
+def send(client: httpx.Client, path: str, body: bytes, media: str = PROTOBUF, **headers: str) -> httpx.Response:
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.post(path, content=body, headers={"content-type": media, **more})
+
+
+def send_checkout(client: httpx.Client) -> None:
+    assert send(client, "/v1/traces", traces(checkout().spans).SerializeToString()).status_code == 200
+    assert send(client, "/v1/logs", logs(checkout().logs).SerializeToString()).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+@pytest.mark.parametrize("media", [PROTOBUF, JSON])
+def test_what_was_sent_is_found(client: httpx.Client, media: str, encoding: str) -> None:
+    """
+    Spans and logs in any encoding are answered in the same encoding, empty for full success, and are found at once.
+    """
+    for path, message in (("/v1/traces", traces(checkout().spans)), ("/v1/logs", logs(checkout().logs))):
+        body = json.dumps(as_otlp_json(message)).encode() if media == JSON else message.SerializeToString()
+        response = send(
+            client, path, gzip.compress(body) if encoding == "gzip" else body, media, content_encoding=encoding
+        )
+        assert (response.status_code, response.headers["content-type"]) == (200, media)
+        assert response.content == (b"{}" if media == JSON else b"")
+    (found,) = client.get("/api/find/" + quote(REQUEST_ID, safe="")).json()["traces"]
+    assert trace_from_json(found) == checkout()
+    assert found["cause"]["place"] == "/srv/inventory.py:24 in days_left"
+
+
+def test_metrics_are_accepted_and_dropped(client: httpx.Client) -> None:
+    """
+    A service that also exports metrics gets no error.
+    """
+    response = send(client, "/v1/metrics", ExportMetricsServiceRequest().SerializeToString())
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_a_partly_bad_request_is_a_partial_success(client: httpx.Client) -> None:
+    """
+    The good spans are kept, and the sender is told how many were not, in its own encoding.
+    """
+    message = traces([span("a", "", "s", "good", "SERVER", (0, 1)), span("b", "", "s", "bad", "SERVER", (0, 1))])
+    message.resource_spans[1].scope_spans[0].spans[0].trace_id = b"short"
+    response = send(client, "/v1/traces", message.SerializeToString())
+    answer = ExportTraceServiceResponse.FromString(response.content)
+    assert (response.status_code, answer.partial_success.rejected_spans) == (200, 1)
+    assert client.get(f"/api/traces/{TRACE_ID}").json()["spans"][0]["name"] == "good"
+
+
+@pytest.mark.parametrize("media", [PROTOBUF, JSON])
+def test_malformed_is_400_with_a_status_message(client: httpx.Client, media: str) -> None:
+    """
+    OTLP/HTTP: a body that cannot be decoded is not to be sent again, and the answer says why in a Status.
+    """
+    for body, encoding in ((b"\xff\xff", "identity"), (b"no gzip", "gzip"), (gzip.compress(b"{}")[:-4], "gzip")):
+        response = send(client, "/v1/traces", body, media, content_encoding=encoding)
+        assert (response.status_code, response.headers["content-type"]) == (400, media)
+        message = response.json()["message"] if media == JSON else Status.FromString(response.content).message
+        assert message
+
+
+def test_an_unknown_type_or_coding_is_415(client: httpx.Client) -> None:
+    """
+    Only what the protocol names is read; a parameter of the content type does no harm.
+    """
+    assert send(client, "/v1/traces", b"", "text/plain").status_code == 415
+    assert client.post("/v1/traces", content=b"").status_code == 415
+    response = send(client, "/v1/traces", b"", content_encoding="br")
+    assert (response.status_code, response.headers["accept-encoding"]) == (415, "gzip")
+    assert send(client, "/v1/traces", b"{}", "application/json; charset=utf-8").status_code == 200
+    assert client.get("/v1/traces").status_code == 405
+
+
+def test_too_big_is_413(client: httpx.Client) -> None:
+    """
+    A body beyond the bound is refused: announced, streamed without a length, and after decompression.
+    """
+    big = server.MAX_BODY_BYTES + 1
+    assert send(client, "/v1/traces", b"x" * big).status_code == 413
+    pieces = (b"x" * 1_000_000 for _ in range(big // 1_000_000 + 1))
+    assert client.post("/v1/traces", content=pieces, headers={"content-type": PROTOBUF}).status_code == 413
+    bomb = gzip.compress(b"\0" * (server.MAX_INFLATED_BYTES + 1))
+    assert send(client, "/v1/traces", bomb, content_encoding="gzip").status_code == 413
+    assert client.get("/healthz").json()["dropped"]["refused_requests"] == 3
+
+
+def test_the_query_api(client: httpx.Client) -> None:
+    """
+    Traces are listed, narrowed, and read whole; what is not there is 404, a wrong limit 400.
+    """
+    send_checkout(client)
+    for query in ("", f"?request_id={quote(REQUEST_ID)}", f"?trace_id={TRACE_ID}", "?service=orders&limit=1"):
+        (summary,) = client.get(f"/api/traces{query}").json()["traces"]
+        assert (summary["trace_id"], summary["spans"], summary["logs"]) == (TRACE_ID, 5, 3)
+    assert client.get("/api/traces?service=nobody").json() == {"traces": []}
+    assert trace_from_json(client.get(f"/api/traces/{TRACE_ID}").json()) == checkout()
+    assert client.get("/api/traces/" + "f" * 32).status_code == 404
+    assert client.get("/api/find/nothing").json() == {"traces": []}
+    for limit in ("0", "-1", "x", "", "201", "9" * 5000):
+        assert client.get(f"/api/traces?limit={limit}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "wanted", ["a/b/../c-and-much-more", "..", "a#b=c+d~e:f", "%2F", "é", "' OR 1=1 --", "x" * 5000]
+)
+def test_any_id_can_be_asked_for(client: httpx.Client, wanted: str) -> None:
+    """
+    Ids with slashes, dots, quotes and other alphabets are looked up as they are, never taken for a path or for SQL.
+    """
+    send_checkout(client)
+    path = "/api/find/" + quote(wanted, safe="").replace(".", "%2E")
+    assert client.get(path).json() == {"traces": []}
+
+
+def test_the_page_allows_nothing_but_its_own_files(client: httpx.Client) -> None:
+    """
+    The page is served with a policy that no injected markup gets around, and loads nothing from elsewhere.
+    """
+    for path in ("/", "/viewer.js", "/viewer.css", "/api/traces", "/nothing-here"):
+        response = client.get(path)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+    page = client.get("/").text
+    assert "http://" not in page
+    assert "https://" not in page
+    script = client.get("/viewer.js").text
+    assert not [
+        sink for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if sink in script
+    ]
+
+
+def test_another_sites_page_cannot_read(client: httpx.Client) -> None:
+    """
+    A name that somebody lets point at this machine (DNS rebinding) gets no data; a collector's name may still send.
+    """
+    send_checkout(client)
+    for path in ("/", "/api/traces", f"/api/traces/{TRACE_ID}", f"/api/find/{TRACE_ID}"):
+        assert client.get(path, headers={"host": "evil.example:4318"}).status_code == 421
+        assert client.get(path, headers={"host": "localhost:4318"}).status_code == 200
+    body = traces(checkout().spans).SerializeToString()
+    assert send(client, "/v1/traces", body, host="host.docker.internal:4318").status_code == 200
+
+
+def test_log_lines_without_a_trace_are_counted(client: httpx.Client) -> None:
+    """
+    Start-up lines are no error of the sender, and what is not kept is counted.
+    """
+    response = send(client, "/v1/logs", logs([log(0, "s", "start-up", trace_id="")]).SerializeToString())
+    assert (response.status_code, response.content) == (200, b"")
+    assert client.get("/healthz").json()["dropped"]["logs_without_trace"] == 1
+
+
+def test_raw_bytes_on_the_port_do_no_harm(
+    local: LocalServer, client: httpx.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """
+    What is no HTTP (a browser's TLS, a gRPC sender) is refused without a word on the terminal, and the server goes on.
+    """
+    for data in (b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 100 + b"\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", local.port), timeout=10) as raw:
+            raw.sendall(data)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(65536):
+                pass
+    assert client.get("/healthz").status_code == 200
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_port_in_use_fails_at_once() -> None:
+    """
+    The second server on a port says so when it is made, not later in a thread; the first one goes on.
+    """
+    with LocalServer(port=0) as first, httpx.Client(trust_env=False) as client:
+        with pytest.raises(OSError, match="in use"):
+            LocalServer(port=first.port)
+        assert client.get(f"{first.url}/healthz").status_code == 200
+
+
+def test_the_server_ends_with_its_block() -> None:
+    """
+    After the block nothing listens and no thread is left, an idle keep-alive connection notwithstanding.
+    """
+    with httpx.Client(trust_env=False) as client:
+        with LocalServer(port=0) as local:
+            client.get(f"{local.url}/healthz")
+        assert local.wait(0)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", local.port)) != 0
+
+
+def test_urls_are_ones_that_a_browser_takes() -> None:
+    """
+    An address for all interfaces is shown as loopback, IPv6 in brackets.
+    """
+    with LocalServer("0.0.0.0", 0) as everywhere:
+        assert everywhere.url == f"http://127.0.0.1:{everywhere.port}"
+        assert not everywhere.loopback
+    if socket.has_ipv6:
+        try:
+            six = LocalServer("::1", 0)
+        except OSError:
+            return
+        with six, httpx.Client(trust_env=False) as client:
+            assert six.url == f"http://[::1]:{six.port}"
+            assert client.get(f"{six.url}/").status_code == 200
+
+
+def test_uvicorns_loggers_are_left_to_the_application(local: LocalServer) -> None:
+    """
+    Serving inside another program adds no handler to its logging.
+    """
+    assert local.url
+    assert logging.getLogger("uvicorn").handlers == []
