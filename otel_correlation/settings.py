@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from otel_correlation import semconv
 from otel_correlation.guard import ConfigError
@@ -131,12 +131,22 @@ class _Environment:
         self.problems: list[str] = []
 
     def text(self, name: str) -> str:
-        return self._environ.get(name, "").strip()
+        value = self._environ.get(name, "").strip()
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            # os.environ holds bytes that are not UTF-8 as lone surrogates, which no exporter can encode later.
+            self.wrong(name, value, "the default", "not UTF-8")
+            return ""
+        return value
 
     def wrong(self, name: str, value: str, used: object, why: str = "") -> None:
         # ascii(): a value that is not UTF-8, or has control characters, must not break the line it is reported in.
         because = f" ({why})" if why else ""
-        self.problems.append(f"{name}={value[:100]!a} is not usable{because}; using {used} instead")
+        line = f"{name}={value[:100]!a} is not usable{because}; using {used} instead"
+        # A variable may be read for several signals; it is wrong once.
+        if line not in self.problems:
+            self.problems.append(line)
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.text(name)
@@ -247,24 +257,31 @@ def _protocol(env: _Environment, signal: str) -> Protocol:
 def _good_url(value: str) -> bool:
     try:
         parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not re.search(r"\s", value)
+        )
     except ValueError:
         return False
 
 
 def _endpoint(env: _Environment, protocol: Protocol) -> tuple[str, bool]:
-    default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318/v1/traces"
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+    used = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318/v1/traces"
+    is_default = True
+    # The signal's own variable comes last and wins.
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         value = env.text(name)
         if not value:
             continue
         # gRPC also takes host:port without a scheme (specification: protocol/exporter.md, Endpoint).
         if _good_url(value) or (protocol == "grpc" and _good_url("http://" + value) and "//" not in value):
-            if protocol == "grpc" or name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT":
-                return value, False
-            return value.rstrip("/") + "/v1/traces", False
-        env.wrong(name, value, default, "a URL such as http://collector:4318")
-    return default, True
+            whole = protocol == "grpc" or name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+            used, is_default = value if whole else value.rstrip("/") + "/v1/traces", False
+        else:
+            env.wrong(name, value, used, "a URL such as http://collector:4318")
+    return used, is_default
 
 
 def _propagators(env: _Environment, known: Callable[[str, str], bool]) -> tuple[str, ...]:
@@ -273,7 +290,7 @@ def _propagators(env: _Environment, known: Callable[[str, str], bool]) -> tuple[
     names = tuple(dict.fromkeys(env.names(name)))
     if not names:
         return default
-    if "none" in names:
+    if "none" in (entry.lower() for entry in names):
         if len(names) > 1:
             env.wrong(name, env.text(name), "none", "none stands alone")
         return ()
@@ -290,8 +307,17 @@ def _service_name(env: _Environment) -> str:
     for pair in env.names("OTEL_RESOURCE_ATTRIBUTES"):
         key, equals, value = pair.partition("=")
         if equals and key.strip() == "service.name":
-            return value.strip()
+            return unquote(value.strip())
     return ""
+
+
+def _sdk_disabled(env: _Environment) -> bool:
+    name = "OTEL_SDK_DISABLED"
+    value = env.text(name)
+    # The specification: only a case-insensitive "true" is true.
+    if value and value.lower() not in ("true", "false"):
+        env.wrong(name, value, "false", "true or false")
+    return value.lower() == "true"
 
 
 def _first(env: _Environment, *names: str) -> str:
@@ -340,8 +366,7 @@ def from_environment(
     choice = cast("Any", env.choice)
     return Settings(
         enabled=env.boolean(semconv.OTEL_CORRELATION_ENABLED, default=True),
-        # The specification: any value but a case-insensitive "true" is false.
-        sdk_disabled=env.text("OTEL_SDK_DISABLED").lower() == "true",
+        sdk_disabled=_sdk_disabled(env),
         service_name=_service_name(env),
         request_id_headers=_header_names(env),
         response_header=_response_header(env),
@@ -426,8 +451,12 @@ def _checked(name: str, value: object, present: object) -> object:
         return float(value)
     if isinstance(present, tuple) and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
-    if type(value) is not type(present) or (isinstance(value, int) and not isinstance(value, bool) and value < 0):
+    if type(value) is not type(present):
         message = f"{name}={value!r}: pass a {type(present).__name__}"
+        raise ConfigError(message)
+    least = 0 if name == "schedule_delay_ms" else 1
+    if isinstance(value, int) and not isinstance(value, bool) and value < least:
+        message = f"{name}={value!r}: pass {least} or more"
         raise ConfigError(message)
     return value
 

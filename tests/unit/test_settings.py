@@ -1,0 +1,389 @@
+"""
+The environment and code, read into one frozen object: every variable's default, good and wrong values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_correlation import semconv
+from otel_correlation.guard import ConfigError
+from otel_correlation.settings import SAMPLERS, Settings, from_environment, with_overrides
+
+CAPTURE = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_"
+TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+GRPC = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+
+
+def installed(group: str, name: str) -> bool:
+    """
+    The entry points of a process that has one package more than ours.
+    """
+    return (group, name) in {
+        ("opentelemetry_propagator", "b3"),
+        ("opentelemetry_traces_sampler", "mine"),
+        ("opentelemetry_traces_exporter", "zipkin"),
+    }
+
+
+def read(**environ: str) -> Settings:
+    """
+    Settings from this environment and no other.
+    """
+    return from_environment(environ, known=installed)
+
+
+def test_defaults() -> None:
+    """
+    With nothing set, every field has the default that the dataclass states.
+    """
+    assert read() == Settings()
+    assert read().problems == ()
+    assert Settings().propagators == ("tracecontext", "baggage", "xrequestid")
+    assert (Settings().traces_exporters, Settings().logs_exporters, Settings().metrics_exporters) == (("otlp",), (), ())
+    assert (Settings().schedule_delay_ms, Settings().ratio) == (500, 1.0)
+
+
+# field, environment, value
+GOOD: list[tuple[str, dict[str, str], object]] = [
+    ("enabled", {semconv.OTEL_CORRELATION_ENABLED: "false"}, False),
+    ("enabled", {semconv.OTEL_CORRELATION_ENABLED: "ON"}, True),
+    ("sdk_disabled", {"OTEL_SDK_DISABLED": "TRUE"}, True),
+    ("sdk_disabled", {"OTEL_SDK_DISABLED": "false"}, False),
+    ("service_name", {"OTEL_SERVICE_NAME": "shop"}, "shop"),
+    ("service_name", {"OTEL_RESOURCE_ATTRIBUTES": "a=1, service.name = my%20shop ,b"}, "my shop"),
+    ("service_name", {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a", "OTEL_SERVICE_NAME": "b"}, "b"),
+    ("service_name", {"OTEL_RESOURCE_ATTRIBUTES": "service.name,x=service.name"}, ""),
+    (
+        "request_id_headers",
+        {semconv.OTEL_CORRELATION_REQUEST_ID_HEADERS: "X-Kong-Request-ID, x-request-id,X-Request-ID"},
+        (b"x-kong-request-id", b"x-request-id"),
+    ),
+    ("response_header", {semconv.OTEL_CORRELATION_RESPONSE_HEADER: "X-Correlation-ID"}, "X-Correlation-ID"),
+    ("mint", {semconv.OTEL_CORRELATION_MINT: "UUID"}, "uuid"),
+    ("traceresponse", {semconv.OTEL_CORRELATION_TRACERESPONSE: "true"}, True),
+    ("traceresponse", {semconv.OTEL_CORRELATION_TRACERESPONSE: "traceresponse"}, True),
+    ("traceresponse", {semconv.OTEL_CORRELATION_TRACERESPONSE: "both"}, True),
+    ("traceresponse", {semconv.OTEL_CORRELATION_TRACERESPONSE: "server-timing"}, False),
+    ("server_timing", {semconv.OTEL_CORRELATION_TRACERESPONSE: "server-timing"}, True),
+    ("server_timing", {semconv.OTEL_CORRELATION_TRACERESPONSE: "both"}, True),
+    ("server_timing", {semconv.OTEL_CORRELATION_TRACERESPONSE: "true"}, False),
+    ("log_format", {semconv.OTEL_CORRELATION_LOG_FORMAT: "json"}, "json"),
+    ("logs_export", {semconv.OTEL_CORRELATION_LOGS_EXPORT: "sampled"}, "sampled"),
+    ("query_values", {semconv.OTEL_CORRELATION_QUERY_VALUES: "none"}, "none"),
+    ("websocket", {semconv.OTEL_CORRELATION_WEBSOCKET: "message"}, "message"),
+    ("stores", {semconv.OTEL_CORRELATION_STORES: "a , b,,"}, ("a", "b")),
+    ("propagators", {"OTEL_PROPAGATORS": "baggage,b3,baggage"}, ("baggage", "b3")),
+    ("propagators", {"OTEL_PROPAGATORS": "none"}, ()),
+    ("propagators", {"OTEL_PROPAGATORS": "None"}, ()),
+    *[("sampler", {"OTEL_TRACES_SAMPLER": name.upper()}, name) for name in SAMPLERS],
+    ("sampler", {"OTEL_TRACES_SAMPLER": "mine"}, "mine"),
+    ("sampler_arg", {"OTEL_TRACES_SAMPLER": "mine", "OTEL_TRACES_SAMPLER_ARG": "x=1"}, "x=1"),
+    ("ratio", {"OTEL_TRACES_SAMPLER": "mine", "OTEL_TRACES_SAMPLER_ARG": "x=1"}, 1.0),
+    ("ratio", {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_TRACES_SAMPLER_ARG": "x"}, 1.0),
+    ("ratio", {"OTEL_TRACES_SAMPLER_ARG": "0.25"}, 0.25),
+    ("ratio", {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, 0.0),
+    ("ratio", {"OTEL_TRACES_SAMPLER_ARG": "1"}, 1.0),
+    ("traces_exporters", {"OTEL_TRACES_EXPORTER": "none"}, ()),
+    ("traces_exporters", {"OTEL_TRACES_EXPORTER": "console, otlp,zipkin,otlp"}, ("console", "otlp", "zipkin")),
+    ("metrics_exporters", {"OTEL_METRICS_EXPORTER": "otlp"}, ("otlp",)),
+    ("logs_exporters", {"OTEL_LOGS_EXPORTER": "otlp_proto_grpc"}, ("otlp_proto_grpc",)),
+    ("traces_protocol", GRPC, "grpc"),
+    ("metrics_protocol", GRPC, "grpc"),
+    ("logs_protocol", GRPC, "grpc"),
+    ("logs_protocol", {**GRPC, "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/protobuf"}, "http/protobuf"),
+    ("traces_endpoint", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, "http://c:4318/v1/traces"),
+    ("traces_endpoint", {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c/x/"}, "https://c/x/v1/traces"),
+    ("traces_endpoint", {TRACES_ENDPOINT: "http://c:4318/own"}, "http://c:4318/own"),
+    ("traces_endpoint", {TRACES_ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://b"}, "http://a"),
+    ("traces_endpoint", {**GRPC, "OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317"}, "c:4317"),
+    ("traces_endpoint", {**GRPC, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "http://c:4317"),
+    ("traces_endpoint", GRPC, "http://localhost:4317"),
+    ("endpoint_is_default", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, False),
+    ("endpoint_is_default", GRPC, True),
+    ("schedule_delay_ms", {"OTEL_BSP_SCHEDULE_DELAY": "0"}, 0),
+    ("max_queue_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "10000"}, 10_000),
+    ("max_batch_size", {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "7"}, 7),
+    ("max_batch_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, 100),
+    ("log_correlation", {"OTEL_PYTHON_LOG_CORRELATION": "true"}, True),
+    ("semconv_dup", {"OTEL_SEMCONV_STABILITY_OPT_IN": "database, HTTP/dup"}, True),
+    ("semconv_dup", {"OTEL_SEMCONV_STABILITY_OPT_IN": "http"}, False),
+    ("capture_server_request", {CAPTURE + "SERVER_REQUEST": "accept, x-.*"}, ("accept", "x-.*")),
+    ("capture_server_response", {CAPTURE + "SERVER_RESPONSE": "a"}, ("a",)),
+    ("capture_client_request", {CAPTURE + "CLIENT_REQUEST": "a"}, ("a",)),
+    ("capture_client_response", {CAPTURE + "CLIENT_RESPONSE": "a"}, ("a",)),
+    ("sanitize_fields", {CAPTURE + "SANITIZE_FIELDS": "cookie,.*secret.*"}, ("cookie", ".*secret.*")),
+    ("excluded_server", {"OTEL_PYTHON_EXCLUDED_URLS": "health"}, "health"),
+    ("excluded_server", {"OTEL_PYTHON_EXCLUDED_URLS": "a", "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS": "b"}, "b"),
+    ("excluded_client", {"OTEL_PYTHON_EXCLUDED_URLS": "a", "OTEL_PYTHON_HTTPX_EXCLUDED_URLS": "c"}, "c"),
+    ("excluded_client", {"OTEL_PYTHON_FASTAPI_EXCLUDED_URLS": "b"}, ""),
+]
+
+
+@pytest.mark.parametrize(("field", "environ", "value"), GOOD)
+def test_good_values(field: str, environ: dict[str, str], value: object) -> None:
+    """
+    A good value is used and nothing is reported, with whitespace around it, too.
+    """
+    for spaced in (environ, {name: f" {text}\n" for name, text in environ.items()}):
+        settings = from_environment(spaced, known=installed)
+        assert getattr(settings, field) == value
+        assert settings.problems == ()
+
+
+def test_every_field_is_read() -> None:
+    """
+    The table of good values covers every setting.
+    """
+    assert {field for field, _, _ in GOOD} == {entry.name for entry in fields(Settings)} - {"problems"}
+
+
+@pytest.mark.parametrize("environ", [environ for _, environ, _ in GOOD])
+def test_empty_is_unset(environ: dict[str, str]) -> None:
+    """
+    An empty or blank variable is an unset one (OpenTelemetry specification).
+    """
+    for blank in ("", "  \t"):
+        settings = from_environment(dict.fromkeys(environ, blank), known=installed)
+        assert settings == Settings()
+        assert settings.problems == ()
+
+
+# variable, wrong value, what the line says is used, field, its value then
+WRONG: list[tuple[str, str, str, str, object]] = [
+    (semconv.OTEL_CORRELATION_ENABLED, "maybe", "true", "enabled", True),
+    ("OTEL_SDK_DISABLED", "1", "false", "sdk_disabled", False),
+    (
+        semconv.OTEL_CORRELATION_REQUEST_ID_HEADERS,
+        "x-a,bad name",
+        "X-Request-ID",
+        "request_id_headers",
+        (b"x-request-id",),
+    ),
+    (semconv.OTEL_CORRELATION_REQUEST_ID_HEADERS, ", ,", "X-Request-ID", "request_id_headers", (b"x-request-id",)),
+    (semconv.OTEL_CORRELATION_RESPONSE_HEADER, "a,b", "X-Request-ID", "response_header", "X-Request-ID"),
+    (semconv.OTEL_CORRELATION_RESPONSE_HEADER, "x\r\nSet-Cookie: a", "X-Request-ID", "response_header", "X-Request-ID"),
+    (semconv.OTEL_CORRELATION_MINT, "ulid", "hex", "mint", "hex"),
+    (semconv.OTEL_CORRELATION_TRACERESPONSE, "yes please", "none", "traceresponse", False),
+    (semconv.OTEL_CORRELATION_LOG_FORMAT, "xml", "auto", "log_format", "auto"),
+    (semconv.OTEL_CORRELATION_LOGS_EXPORT, "some", "all", "logs_export", "all"),
+    (semconv.OTEL_CORRELATION_QUERY_VALUES, "no", "sensitive", "query_values", "sensitive"),
+    (semconv.OTEL_CORRELATION_WEBSOCKET, "frame", "connection", "websocket", "connection"),
+    ("OTEL_PROPAGATORS", "jaeger", "tracecontext,baggage,xrequestid", "propagators", Settings().propagators),
+    ("OTEL_PROPAGATORS", "none,baggage", "none", "propagators", ()),
+    ("OTEL_TRACES_SAMPLER", "sometimes", "parentbased_traceidratio", "sampler", "parentbased_traceidratio"),
+    *[("OTEL_TRACES_SAMPLER_ARG", value, "1.0", "ratio", 1.0) for value in ("1.5", "-0.1", "abc", "nan", "50%", "0,5")],
+    ("OTEL_TRACES_EXPORTER", "jaeger", "otlp", "traces_exporters", ("otlp",)),
+    ("OTEL_TRACES_EXPORTER", "otlp,none", "none", "traces_exporters", ()),
+    ("OTEL_METRICS_EXPORTER", "statsd", "none", "metrics_exporters", ()),
+    ("OTEL_LOGS_EXPORTER", "syslog", "none", "logs_exporters", ()),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "http/protobuf", "traces_protocol", "http/protobuf"),
+    ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "tcp", "http/protobuf", "logs_protocol", "http/protobuf"),
+    *[
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            value,
+            Settings().traces_endpoint,
+            "traces_endpoint",
+            Settings().traces_endpoint,
+        )
+        for value in (
+            "collector:4318",
+            "ftp://c",
+            "http://",
+            "http://:4318",
+            "http://c:port",
+            "http://c:0",
+            "http://c:99999",
+            "http://[::1",
+            "http://a b:4318",
+        )
+    ],
+    ("OTEL_BSP_SCHEDULE_DELAY", "-1", "500", "schedule_delay_ms", 500),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "2048", "max_queue_size", 2_048),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "many", "2048", "max_queue_size", 2_048),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "1e3", "2048", "max_queue_size", 2_048),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "\u0661\u0662", "2048", "max_queue_size", 2_048),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5", "512", "max_batch_size", 512),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "2048", "max_batch_size", 2_048),
+    ("OTEL_PYTHON_LOG_CORRELATION", "2", "false", "log_correlation", False),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "used", "field", "replacement"), WRONG)
+def test_wrong_values(name: str, value: str, used: str, field: str, replacement: object) -> None:
+    """
+    A wrong value is one line that names the variable, the value and what is used instead.
+    """
+    settings = read(**{name: value})
+    assert getattr(settings, field) == replacement
+    (line,) = settings.problems
+    assert line.startswith(f"{name}={value!a} is not usable")
+    assert line.endswith(f"; using {used} instead")
+    assert line.isprintable()
+    assert line.isascii()
+
+
+NAMES = sorted({name for _, environ, _ in GOOD for name in environ} | {row[0] for row in WRONG})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_not_utf8(name: str) -> None:
+    """
+    Bytes that are not UTF-8 are one line, whichever variable has them, and the default is used.
+    """
+    settings = read(**{name: "caf\udce9"})
+    assert settings == Settings()
+    assert len(settings.problems) == 1
+    assert settings.problems[0].startswith(f"{name}='caf\\udce9' is not usable")
+
+
+def test_partly_wrong_lists() -> None:
+    """
+    Of a list the good names are used, and each wrong one is a line.
+    """
+    settings = read(OTEL_PROPAGATORS="b3,x,tracecontext,y", OTEL_TRACES_EXPORTER="console,z")
+    assert (settings.propagators, settings.traces_exporters) == (("b3", "tracecontext"), ("console",))
+    assert sorted(line.split(" ")[0] for line in settings.problems) == [
+        "OTEL_PROPAGATORS='x'",
+        "OTEL_PROPAGATORS='y'",
+        "OTEL_TRACES_EXPORTER='z'",
+    ]
+
+
+def test_a_wrong_endpoint_of_one_signal() -> None:
+    """
+    Where the signal's own endpoint is wrong the general one is used, and the line says so.
+    """
+    settings = read(**{TRACES_ENDPOINT: "c:1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://good:4318"})
+    assert (settings.traces_endpoint, settings.endpoint_is_default) == ("http://good:4318/v1/traces", False)
+    (line,) = settings.problems
+    assert line.endswith("using http://good:4318/v1/traces instead")
+
+
+def test_long_values_are_cut_in_the_line() -> None:
+    """
+    A line stays a line, however long the value is.
+    """
+    (line,) = read(**{semconv.OTEL_CORRELATION_MINT: "x" * 10_000}).problems
+    assert len(line) < 300
+
+
+def test_the_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without arguments the process's environment and its installed entry points count.
+    """
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "no-such-sampler")
+    monkeypatch.setenv("OTEL_PROPAGATORS", "tracecontext,xrequestid")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    settings = from_environment()
+    assert (settings.propagators, settings.traces_exporters) == (("tracecontext", "xrequestid"), ("console",))
+    assert any("no-such-sampler" in line for line in settings.problems)
+
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=40) | st.from_regex(r"[ -~]{0,20}", fullmatch=True)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), ANY_TEXT))
+def test_never_raises(environ: dict[str, str]) -> None:
+    """
+    No environment makes it raise; what comes out can be encoded, and every line names its variable.
+    """
+    settings = from_environment(environ, known=installed)
+    repr(settings).encode("ascii", "backslashreplace")
+    settings.service_name.encode()
+    settings.sampler_arg.encode()
+    assert 0 <= settings.ratio <= 1
+    assert settings.max_batch_size <= settings.max_queue_size
+    for line in settings.problems:
+        assert line.split("=")[0] in environ
+        assert line.isascii()
+        assert line.isprintable()
+
+
+def test_frozen() -> None:
+    """
+    Settings do not change after they were read.
+    """
+    settings: Any = Settings()
+    with pytest.raises(FrozenInstanceError):
+        settings.ratio = 0.5
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("name", "given_value", "value"),
+        [
+            ("enabled", False, False),
+            ("service_name", "shop", "shop"),
+            ("request_id_headers", ["X-Kong-Request-ID", b"X-Request-ID"], (b"x-kong-request-id", b"x-request-id")),
+            ("request_id_headers", "X-Request-ID", (b"x-request-id",)),
+            ("response_header", "X-Correlation-ID", "X-Correlation-ID"),
+            ("mint", "uuid", "uuid"),
+            ("ratio", 0.5, 0.5),
+            ("ratio", 1, 1.0),
+            ("ratio", 0, 0.0),
+            ("propagators", ["baggage"], ("baggage",)),
+            ("propagators", (), ()),
+            ("traces_protocol", "grpc", "grpc"),
+            ("schedule_delay_ms", 0, 0),
+            ("max_queue_size", 1, 1),
+        ],
+    )
+    def test_good(self, name: str, given_value: object, value: object) -> None:
+        """
+        A value passed in code wins, in its canonical form; the rest and the problems stay.
+        """
+        before = Settings(sampler="always_on", problems=("a line",))
+        after = with_overrides(before, {name: given_value})
+        assert getattr(after, name) == value
+        assert type(getattr(after, name)) is type(value)
+        assert (after.sampler, after.problems) == ("always_on", ("a line",))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "says"),
+        [
+            ("no_such", 1, "no_such"),
+            ("problems", ("x",), "problems"),
+            ("enabled", "yes", "bool"),
+            ("enabled", 1, "bool"),
+            ("service_name", None, "str"),
+            ("service_name", b"shop", "str"),
+            ("request_id_headers", [], "list of header names"),
+            ("request_id_headers", 5, "list of header names"),
+            ("request_id_headers", b"x-request-id", "list of header names"),
+            ("request_id_headers", ["bad name"], "'bad name'"),
+            ("request_id_headers", [b"caf\xe9"], "xe9"),
+            ("request_id_headers", [7], "7"),
+            ("response_header", "a b", "one header name"),
+            ("response_header", None, "one header name"),
+            ("mint", "ulid", "one of hex, uuid"),
+            ("mint", ["hex"], "one of hex, uuid"),
+            ("traces_protocol", "http/json", "one of http/protobuf, grpc"),
+            ("ratio", 1.5, "0 to 1"),
+            ("ratio", -0.1, "0 to 1"),
+            ("ratio", float("nan"), "0 to 1"),
+            ("ratio", True, "0 to 1"),
+            ("ratio", "0.5", "0 to 1"),
+            ("propagators", "tracecontext", "tuple"),
+            ("propagators", [1], "tuple"),
+            ("max_queue_size", 0, "1 or more"),
+            ("max_batch_size", -1, "1 or more"),
+            ("schedule_delay_ms", -1, "0 or more"),
+            ("schedule_delay_ms", 1.5, "int"),
+            ("schedule_delay_ms", True, "int"),
+        ],
+    )
+    def test_wrong(self, name: str, value: object, says: str) -> None:
+        """
+        A wrong name, type or value in code is a ConfigError that names the setting and the fix.
+        """
+        with pytest.raises(ConfigError) as caught:
+            with_overrides(Settings(), {name: value})
+        assert name in str(caught.value)
+        assert says in str(caught.value)
