@@ -67,9 +67,15 @@ class Process:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """
-        Send one signal to this process only and return its exit status; a process that stays is killed and fails the test.
+        Send one signal and return the exit status; a process that stays is killed and fails the test.
+
+        SIGTERM goes to the process alone, as a supervisor sends it; SIGINT to its whole group, as Ctrl-C in a terminal does.
+        (A gunicorn master that gets SIGINT alone waits half a minute for its uvicorn workers and kills them, bare or traced.)
         """
-        self.popen.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(self.popen.pid, number)
+        else:
+            self.popen.send_signal(number)
         try:
             return self.popen.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:

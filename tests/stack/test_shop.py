@@ -29,7 +29,13 @@ FAILS = {"sku": "chair-2027"}  # Its line of the inventory divides by zero.
 
 
 UVICORN = ("uvicorn", "{name}:app", "--port={port}")
-GUNICORN = ("gunicorn", "{name}:app", "--bind=127.0.0.1:{port}", "--worker-class=uvicorn_worker.UvicornWorker")
+GUNICORN = (
+    "gunicorn",
+    "{name}:app",
+    "--bind=127.0.0.1:{port}",
+    "--worker-class=uvicorn_worker.UvicornWorker",
+    "--no-control-socket",
+)
 
 
 def launch(
