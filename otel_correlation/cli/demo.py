@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
             screen.line()
             screen.line(("3  Four requests", "bold"), f"  POST {gateway}/checkout")
             sent = [_send(screen, gateway, *request) for request in _requests()]
+            if wrong := [text for one in sent for text in _wrong(one)]:
+                raise CommandError("; ".join(wrong), FAILED)
             store = EmbeddedStore(server.url)
             traces, missing = _arrived(store, sent)
             screen.line()
@@ -239,29 +241,32 @@ def _send(screen: Screen, gateway: str, label: str, request_id: str | None, sku:
 
 def _arrived(store: EmbeddedStore, sent: list[Sent]) -> tuple[dict[str, Trace], list[str]]:
     """
-    Wait until every request's trace and log lines are in the store; return them by request id, and what is not right.
+    Wait until every request's trace and log lines are in the store; return them by request id, and what is missing.
     """
     deadline = time.monotonic() + ARRIVE_S
     while True:
         traces: dict[str, Trace] = {}
-        wrong: list[str] = []
+        missing: list[str] = []
         for one in sent:
-            found = store.find(one.request_id) if one.request_id else []
+            found = store.find(one.request_id)
             if found:
                 traces[one.request_id] = found[0]
-            wrong.extend(_wrong(one, found))
-        if not wrong or time.monotonic() > deadline:
-            return traces, wrong
+            missing.extend(_missing(one, found))
+        if not missing or time.monotonic() > deadline:
+            return traces, missing
         time.sleep(_POLL_S)
 
 
-def _wrong(sent: Sent, found: list[Trace]) -> Iterator[str]:
-    name = sent.request_id or "the request without an id"
+def _wrong(sent: Sent) -> Iterator[str]:
+    name = sent.wanted or "the request without an id"
     if sent.status != sent.expected_status:
         yield f"{name}: status {sent.status} came back, not {sent.expected_status}"
     if not sent.request_id or (sent.wanted and sent.request_id != sent.wanted):
-        yield f"{sent.wanted or name}: the response carries the X-Request-ID {sent.request_id!r}"
-        return
+        yield f"{name}: the response carries the X-Request-ID {sent.request_id!r}"
+
+
+def _missing(sent: Sent, found: list[Trace]) -> Iterator[str]:
+    name = sent.request_id
     if len(found) != 1:
         yield f"{name}: {len(found)} traces are in the store after {ARRIVE_S:.0f} s, not 1"
         return
@@ -275,7 +280,7 @@ def _wrong(sent: Sent, found: list[Trace]) -> Iterator[str]:
     if trace.trace_id != f"{to_trace_id(sent.request_id):032x}":
         yield f"{name}: its trace id is {trace.trace_id}, not the one that the request id leads to"
     silent = set(SERVICES) - {line.service for line in trace.logs}
-    if sent.expected_status < 300 and silent:
+    if silent:
         yield f"{name}: no log line of {', '.join(sorted(silent))} arrived"
     if any(part.request_id != sent.request_id for part in trace.parts):
         yield f"{name}: a span or log line does not carry the request id"
