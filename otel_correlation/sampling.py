@@ -82,7 +82,9 @@ def _format(th: int | None, rv: int | None, rest: list[str]) -> str:
     parts = [] if th is None else [f"th:{_format_th(th)}"]
     if rv is not None:
         parts.append(f"rv:{rv:014x}")
-    return ";".join(parts + rest)
+    member = ";".join(parts + rest)
+    # Others' extensions give way: a member that is too long would be refused, and the old threshold would stay.
+    return member if len(member) <= _MAX_OT_LENGTH else ";".join(parts)
 
 
 def _with_ot(state: ApiTraceState | None, member: str) -> ApiTraceState | None:
@@ -126,7 +128,7 @@ class RatioSampler(Sampler):
             kept = rv >= self._threshold
             return kept, TraceState([(_KEY, f"{self._th if kept else ''}rv:{rv:014x}")])
         if self._parent_based:
-            state = parent.trace_state
+            state: ApiTraceState | None = parent.trace_state
             if state and parent.is_remote and _KEY in state:
                 state = self._consistent(parent, state)
             return parent.trace_flags.sampled, state
