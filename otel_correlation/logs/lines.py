@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
 from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS
+from otel_correlation.policy import redact_query
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,6 +29,9 @@ _UNSAFE_BUT_TAB: Final = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+# The loggers whose lines hold the path and the query of a request.
+_SERVER_LOGGERS: Final = frozenset({"uvicorn.access", "uvicorn.error"})
 
 # The logger of the one line per request.
 SUMMARY_LOGGER: Final = "otel_correlation.request"
@@ -68,14 +72,27 @@ def exception_text(
         return f"{kind.__module__}.{kind.__qualname__} (its text could not be made)"
 
 
-def message_of(record: logging.LogRecord) -> str:
+def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> str:
     """
     Return the message of ``record``; arguments that do not fit it are shown beside it instead of raising.
+
+    Args:
+        record: The record.
+        query_values: Which query values stay in uvicorn's lines about requests, as in ``Settings.query_values``.
     """
     try:
+        if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple):
+            return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
         return record.getMessage()
     except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit
         return f"{text_of(record.msg)} (arguments {text_of(record.args)} do not fit: {type(error).__name__})"
+
+
+def _without_values(argument: object, query_values: str) -> object:
+    if not isinstance(argument, str) or "?" not in argument:
+        return argument
+    path, _, query = argument.partition("?")
+    return f"{path}?{redact_query(query, query_values)}"
 
 
 def record_exception(record: logging.LogRecord) -> str:
@@ -170,8 +187,9 @@ class JsonLines(logging.Formatter):
     One JSON object on one line (RFC 8259), fields in a fixed order, empty ones left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, query_values: str = "sensitive") -> None:
         super().__init__()
+        self._query_values = query_values
         self._clock = _Clock()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -183,7 +201,7 @@ class JsonLines(logging.Formatter):
             "timestamp": self._clock.utc(record.created),
             "level": record.levelname,
             "logger": record.name,
-            "message": message_of(record),
+            "message": message_of(record, self._query_values),
         }
         for name in FIELDS:
             value = found.get(name)
@@ -241,8 +259,9 @@ class TextLines(logging.Formatter):
     One readable line; a traceback follows it, each of its lines behind a bar so that none can pass for a record.
     """
 
-    def __init__(self, *, colours: bool) -> None:
+    def __init__(self, query_values: str = "sensitive", *, colours: bool) -> None:
         super().__init__()
+        self._query_values = query_values
         self._colours = colours
         self._clock = _Clock()
 
@@ -266,7 +285,7 @@ class TextLines(logging.Formatter):
             time_text = f"\x1b[2m{time_text}\x1b[0m"
             name = f"\x1b[2m{name}\x1b[0m"
             tail = f"\x1b[2m{tail}\x1b[0m" if tail else ""
-        line = f"{time_text} {level} {name}  {one_line(message_of(record).rstrip())}"
+        line = f"{time_text} {level} {name}  {one_line(message_of(record, self._query_values).rstrip())}"
         if tail:
             line += "  " + tail
         for block in (record_exception(record), record.stack_info):

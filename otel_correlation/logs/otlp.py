@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
+from opentelemetry.sdk._logs import ReadWriteLogRecord
+from opentelemetry.sdk._logs._internal import Logger as SdkLogger
 from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
@@ -44,6 +46,7 @@ class Export:
     def __init__(self, provider: LoggerProvider, settings: Settings) -> None:
         self._provider = provider
         self._only_sampled = settings.logs_export == "sampled"
+        self._query_values = settings.query_values
         self._busy = threading.local()
         self._loggers: dict[str, Logger] = {}
         self._recent: set[tuple[Any, ...]] = set()
@@ -84,7 +87,7 @@ class Export:
             context=context,
             severity_number=std_to_otel(record.levelno),
             severity_text=record.levelname,
-            body=_utf8(lines.message_of(record)),
+            body=_utf8(lines.message_of(record, self._query_values)),
             attributes=_attributes(record),
         )
         if ids is not None:
@@ -95,7 +98,11 @@ class Export:
             logger = self._provider.get_logger(record.name)
             if len(self._loggers) < _LOGGERS:
                 self._loggers[record.name] = logger
-        logger.emit(out)
+        if type(logger) is SdkLogger and _is_within(logger, out):
+            if logger._is_enabled():
+                logger._multi_log_record_processor.on_emit(_writable(logger, out))
+        else:
+            logger.emit(out)
 
     def _seen(self, record: logging.LogRecord) -> bool:
         """
@@ -112,6 +119,26 @@ class Export:
         if len(self._order) > _RECENT:
             self._recent.discard(self._order.popleft())
         return False
+
+
+def _is_within(logger: SdkLogger, out: LogRecord) -> bool:
+    limits = logger._log_record_limits
+    count = limits.max_log_record_attributes
+    return limits.max_log_record_attribute_length is None and (count is None or count >= len(out.attributes or ()))
+
+
+def _writable(logger: SdkLogger, out: LogRecord) -> ReadWriteLogRecord:
+    """
+    Return what ``Logger.emit`` hands to processors, without checking again what ``_attributes`` made.
+
+    Its copy into ``BoundedAttributes`` is most of what a record costs, and matters only where a limit is reached.
+    """
+    made = ReadWriteLogRecord.__new__(ReadWriteLogRecord)
+    made.log_record = out
+    made.resource = logger._resource
+    made.instrumentation_scope = logger._instrumentation_scope
+    made.limits = logger._log_record_limits
+    return made
 
 
 def _is_unsampled(ids: tuple[int, int, int] | SpanContext) -> bool:

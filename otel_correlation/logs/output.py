@@ -213,9 +213,11 @@ def summary(
         level = logging.ERROR if status >= 500 else logging.INFO
     if level < _state.summary_from or not _request_logger.isEnabledFor(level):
         return
-    fields: dict[str, Any] = {"method": method, "status": status, "duration_ms": round(duration_ms, 3)}
+    fields: dict[str, Any] = {"method": method}
     if route is not None:
         fields["route"] = route
+    fields["status"] = status
+    fields["duration_ms"] = round(duration_ms, 3)
     if extra:
         fields.update(extra)
     args = (method, path if route is None else route, status, duration_ms)
@@ -255,7 +257,9 @@ def _counts(logger: logging.Logger, handler: logging.Handler) -> bool:
 def _activate(settings: Settings) -> None:
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and _is_terminal())
     handler = _Lines()
-    handler.setFormatter(TextLines(colours=_wants_colours()) if as_text else JsonLines())
+    handler.setFormatter(
+        TextLines(settings.query_values, colours=_wants_colours()) if as_text else JsonLines(settings.query_values)
+    )
     _state.handler = handler
     _state.replaced = logging.lastResort
     logging.lastResort = handler

@@ -80,7 +80,7 @@ def test_a_record_arrives_whole(exported: Exported) -> None:
     assert attributes.pop("code.file.path") == __file__
     assert attributes.pop("code.function.name") == "test_a_record_arrives_whole"
     assert isinstance(attributes.pop("code.line.number"), int)
-    assert attributes == {"request_id": "order-7", "customer": 42, "shelf": {"row": (1, None)}}
+    assert attributes == {"request_id": "order-7", "customer": 42, "shelf": {"row": [1, None]}}
 
 
 def test_an_exception_arrives_with_the_stable_names(exported: Exported) -> None:

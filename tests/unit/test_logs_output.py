@@ -326,6 +326,20 @@ def test_there_is_no_summary_where_the_application_configured_logging() -> None:
     assert out.getvalue().count('"GET /?q=1 HTTP/1.1" 200') == 1
 
 
+def test_secrets_in_a_websockets_query_do_not_reach_a_line() -> None:
+    """
+    Uvicorn's line about a WebSocket shows the query; values of sensitive keys are replaced in ours.
+    """
+    with pristine() as out:
+        logs.install(SETTINGS)
+        uvicorn_starts()
+        logs.settle()
+        logging.getLogger("uvicorn.error").info(
+            '%s - "WebSocket %s" [accepted]', "127.0.0.1:1", "/ws?token=s3cr3t&room=4"
+        )
+    assert messages(out) == ['127.0.0.1:1 - "WebSocket /ws?token=REDACTED&room=4" [accepted]']
+
+
 @pytest.mark.parametrize("name", ["httpx", "httpx2", "httpcore"])
 def test_clients_do_not_print_whole_urls(name: str) -> None:
     """
