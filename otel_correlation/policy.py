@@ -38,10 +38,11 @@ _SECRET_NAMES: Final = frozenset(
 
 class Patterns:
     """
-    A comma list of regular expressions that match paths, anchored at a segment's start and end.
+    A comma list of regular expressions that match a path from one slash to another.
 
-    ``health`` matches ``/health`` and ``/health/live``, not ``/healthy`` and never a host. A pattern that starts with
-    ``http`` matches the whole URL from its start. A pattern that does not compile is left out, with one line.
+    ``health`` matches ``/health``, ``/api/health`` and ``/health/live``, not ``/healthy`` and never a host. A pattern
+    that starts with ``/`` matches from the path's start only, one that starts with ``http`` the whole URL from its start. A
+    pattern that does not compile is left out, with one line.
 
     Args:
         text: The comma list.
@@ -49,40 +50,41 @@ class Patterns:
     """
 
     def __init__(self, text: str, name: str = "excluded_urls") -> None:
-        paths: list[str] = []
-        urls: list[str] = []
+        paths: list[re.Pattern[str]] = []
+        urls: list[re.Pattern[str]] = []
         for entry in (part.strip() for part in text.split(",")):
             if not entry:
                 continue
             try:
-                re.compile(entry)
+                if entry.startswith(("http:", "https:", "http?", "https?", "http(", "^http")):
+                    urls.append(re.compile(entry))
+                else:
+                    paths.append(re.compile(rf"(?:^|/)(?:{entry.rstrip('/') or '/'})(?:/|$)"))
             except re.error as error:
                 guard.logger.warning("%s: %r is not a regular expression (%s); left out", name, entry, error)
-                continue
-            (urls if entry.startswith(("http:", "https:", "http?", "^http")) else paths).append(entry)
-        self._path = re.compile("|".join(rf"/?(?:{entry})(?:/|$)" for entry in paths)) if paths else None
-        self._url = re.compile("|".join(urls)) if urls else None
+        self._paths = tuple(paths)
+        self._urls = tuple(urls)
 
     def __bool__(self) -> bool:
         """
         Tell whether there is any pattern.
         """
-        return self._path is not None or self._url is not None
+        return bool(self._paths or self._urls)
 
     def match(self, path: str, url: str = "") -> bool:
         """
         Tell whether a path, or the whole URL, is excluded.
         """
-        if self._path is not None and self._path.match(path):
-            return True
-        return self._url is not None and bool(url) and self._url.match(url) is not None
+        return any(pattern.search(path) for pattern in self._paths) or (
+            bool(url) and any(pattern.match(url) for pattern in self._urls)
+        )
 
     @property
     def wants_url(self) -> bool:
         """
         Tell whether a pattern looks at the whole URL.
         """
-        return self._url is not None
+        return bool(self._urls)
 
 
 class HeaderCapture:

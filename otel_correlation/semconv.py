@@ -36,10 +36,13 @@ REUSED_REQUEST_ID: Final = "otel_correlation.request_id.reused"
 REFUSED_REQUEST_ID: Final = "otel_correlation.request_id.refused"
 CLIENT_DISCONNECTED: Final = "otel_correlation.client_disconnected"
 WEBSOCKET_CLOSE_CODE: Final = "otel_correlation.websocket.close_code"
+WEBSOCKET_DURATION: Final = "otel_correlation.websocket.duration"  # seconds
 VALIDATION_ERRORS: Final = "otel_correlation.validation_errors"
 
 # Key in the ASGI scope that tells an edge that this very request already has one (contract point 7).
 SCOPE_KEY: Final = "otel_correlation"
+# Key in the ASGI scope under which the templates of the mounts on the way stand.
+SCOPE_MOUNT: Final = "otel_correlation.mount"
 
 OTEL_CORRELATION_ENABLED: Final = "OTEL_CORRELATION_ENABLED"
 OTEL_CORRELATION_REQUEST_ID_HEADERS: Final = "OTEL_CORRELATION_REQUEST_ID_HEADERS"

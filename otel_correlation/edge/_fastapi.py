@@ -2,8 +2,7 @@
 The plug: contrib's FastAPI instrumentation as users know it, driving our edge.
 
 Contrib's classes keep their names and their objects; their methods are replaced while we are active, so it does not
-matter
-which class was touched first, imported by alias or instrumented before.
+matter which class was touched first, imported by alias or instrumented before.
 """
 
 from __future__ import annotations
@@ -20,15 +19,17 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
 
 from otel_correlation import guard, logs, semconv
-from otel_correlation.edge._asgi import Record, ServerConfig, _call_hook, serve, set_default
+from otel_correlation.edge._asgi import serve, set_default
+from otel_correlation.edge._http import serve_http
 from otel_correlation.edge._metrics import ServerMetrics
+from otel_correlation.edge._record import Record, ServerConfig, call_hook
 from otel_correlation.policy import HeaderCapture, Patterns
 from otel_correlation.tracer import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_correlation.edge._asgi import ASGIApp, Receive, Scope, Send
+    from otel_correlation.edge._record import ASGIApp, Receive, Scope, Send
     from otel_correlation.settings import Settings
 
 SCOPE_NAME: Final = "otel_correlation.server"
@@ -46,6 +47,7 @@ class _Plug:
         self.settings: Callable[[], Settings] | None = None
         self.textmap: Any = None
         self.everywhere: ServerConfig | None = None
+        self.options: dict[str, Any] = {}
         self.apps: WeakSet[fastapi.FastAPI] = WeakSet()
         self.originals: list[tuple[Any, str, Any]] = []
         self.serving: Callable[[], None] | None = None
@@ -104,16 +106,12 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
     )
 
 
-def _config_of(app: fastapi.FastAPI) -> ServerConfig | None:
-    found = app.__dict__.get(_APP_CONFIG, _UNSET)
-    config: ServerConfig | None = _plug.everywhere if found is _UNSET else found
-    return config
-
-
 def _patched_call(original: Any) -> Any:
     @functools.wraps(original)
     async def __call__(self: fastapi.FastAPI, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: N807
-        config = _config_of(self)
+        config: ServerConfig | None = self.__dict__.get(_APP_CONFIG, _UNSET)
+        if config is _UNSET:
+            config = _plug.everywhere
         if config is None or semconv.SCOPE_KEY in scope:
             await original(self, scope, receive, send)
             return
@@ -124,7 +122,8 @@ def _patched_call(original: Any) -> Any:
             _no_native_exporter(self)
             await original(self, scope, receive, send)
             return
-        await serve(config, functools.partial(original, self), scope, receive, send)
+        serve_it = serve_http if scope["type"] == "http" else serve
+        await serve_it(config, functools.partial(original, self), scope, receive, send)
 
     return __call__
 
@@ -166,15 +165,21 @@ def _patched_handle(original: Any, note: Callable[[Record, Any, Scope], None]) -
 
 
 def _note_route(record: Record, route: Any, scope: Scope) -> None:
+    record.matched(scope.get(semconv.SCOPE_MOUNT, "") + (route.path or "/"))
+
+
+def _note_api_route(record: Record, route: Any, scope: Scope) -> None:
     effective = scope.get("fastapi", {}).get("effective_route_context")
-    # An included router's prefix stands in the effective route, not in the route itself.
-    found = effective if effective is not None and getattr(effective, "original_route", None) is route else route
-    record.matched(getattr(found, "path", None) or "/")
+    # An included router's prefix stands in the effective route; any other route is noted by the class below.
+    if effective is not None and getattr(effective, "original_route", None) is route:
+        _note_route(record, effective, scope)
 
 
 def _note_mount(record: Record, mount: Any, scope: Scope) -> None:
-    del scope
-    record.mounted(mount.path, opaque=not getattr(mount, "routes", None))
+    scope[semconv.SCOPE_MOUNT] = prefix = scope.get(semconv.SCOPE_MOUNT, "") + mount.path
+    if not getattr(mount, "routes", None):
+        # An application without routes that we know: static files, WSGI, another framework.
+        record.matched(f"{prefix}/{{path}}")
 
 
 def _instrument_app(app: fastapi.FastAPI, *arguments: Any, **options: Any) -> None:
@@ -219,6 +224,7 @@ def _uninstrument_app(app: fastapi.FastAPI) -> None:
 def _instrument(self: Any, **options: Any) -> None:
     del self
     if _plug.settings is not None:
+        _plug.options = options
         _plug.everywhere = config_for(_plug.settings(), _plug.textmap, **options)
 
 
@@ -241,7 +247,7 @@ def _patched_middleware_call(original: Any) -> Any:
         if isinstance(record, Record):
             hook = self.server_request_hook
             if hook is not None and record.span is not None:
-                _call_hook(record.span, hook, scope)
+                call_hook(record.span, hook, scope)
             await app(scope, receive, send)
         elif _plug.everywhere is not None and scope["type"] in ("http", "websocket"):
             await serve(_plug.everywhere, app, scope, receive, send)
@@ -268,8 +274,10 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
     patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
     patch(starlette.routing.Mount, "handle", _patched_handle(starlette.routing.Mount.handle, _note_mount))
-    for route in (starlette.routing.Route, starlette.routing.WebSocketRoute, fastapi.routing.APIRoute):
+    for route in (starlette.routing.Route, starlette.routing.WebSocketRoute):
         patch(route, "handle", _patched_handle(route.handle, _note_route))
+    api_route = fastapi.routing.APIRoute
+    patch(api_route, "handle", _patched_handle(api_route.handle, _note_api_route))
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
     patch(FastAPIInstrumentor, "uninstrument_app", staticmethod(_uninstrument_app))
     patch(FastAPIInstrumentor, "_instrument", _instrument)
@@ -346,7 +354,7 @@ def switch_on(app: Any) -> None:
 
 def refresh() -> None:
     """
-    Read the settings again, where all applications are instrumented.
+    Read the settings again, where all applications are instrumented; hooks and providers stay.
     """
     if _plug.everywhere is not None:
-        _plug.everywhere = config_for(_settings(), _plug.textmap)
+        _plug.everywhere = config_for(_settings(), _plug.textmap, **_plug.options)

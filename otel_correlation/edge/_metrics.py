@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import MeterProvider
 
-    from otel_correlation.edge._asgi import Record
+    from otel_correlation.edge._record import Record
 
 # Advisory boundaries of the semantic conventions (http-metrics.md).
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -62,7 +62,7 @@ class ServerMetrics:
             **common,
             network_attributes.NETWORK_PROTOCOL_VERSION: scope.get("http_version", "1.1"),
         }
-        if route := record.final_route():
+        if route := record.route:
             values[http_attributes.HTTP_ROUTE] = route
         if record.status:
             values[http_attributes.HTTP_RESPONSE_STATUS_CODE] = record.status

@@ -1,0 +1,193 @@
+"""
+What comes before the application: an empty context, the headers once, exactly one request id, the parent, the span.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, get_current_span
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+from otel_correlation import guard, ids, propagators, semconv
+from otel_correlation.edge._record import Record, collect
+from otel_correlation.identity import _KEY as _IDENTITY_KEY
+from otel_correlation.identity import Identity
+from otel_correlation.request_id import from_headers, to_trace_id, to_uuid
+
+if TYPE_CHECKING:
+    from otel_correlation.edge._record import Scope, ServerConfig
+
+_reuse_guard = ids.ReuseGuard()
+
+
+class _ScopeGetter(Getter[Any]):
+    """
+    Reads ASGI headers for propagators that are not ours.
+    """
+
+    def get(self, carrier: Scope, key: str) -> list[str] | None:
+        wanted = key.lower().encode("latin-1")
+        found = [value.decode("latin-1") for name, value in carrier.get("headers", ()) if name.lower() == wanted]
+        return found or None
+
+    def keys(self, carrier: Scope) -> list[str]:
+        return [name.decode("latin-1") for name, _ in carrier.get("headers", ())]
+
+
+_getter = _ScopeGetter()
+
+
+def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Context]:
+    """
+    Identify a request and start its span; never awaits.
+
+    Returns:
+        The request's record, which is in the scope now, and the context to run the application in.
+    """
+    record = Record(config, method)
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if type(headers) is not list:
+        scope["headers"] = headers = list(headers)
+    wanted = config.wanted
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in wanted:
+            if name in found:
+                found[name].append(value)
+            else:
+                found[name] = [value]
+    parent: SpanContext | None = None
+    received: str | None = None
+    values: dict[str, Any] = {}
+    ours = propagate.get_global_textmap() is config.textmap
+    if (found or not ours) and not config.settings.sdk_disabled:
+        parent, values = _extract(config, found) if ours else _extract_foreign(scope)
+    if found and not config.id_names.isdisjoint(found):
+        received = _received_id(config, record, found)
+    trace_id: int | None = None
+    minted = False
+    if parent is None:
+        final, trace_id, minted = _root(config, record, received)
+    else:
+        final = received or f"{parent.trace_id:032x}"
+    _show_id(config, scope, record, found, final)
+    scope[semconv.SCOPE_KEY] = record
+    scope["fastapi.telemetry"] = None  # FastAPI's own telemetry steps aside, for mounted applications, too
+    state = scope.get("state")
+    scope["state"] = {**state, semconv.REQUEST_ID: final} if isinstance(state, dict) else {semconv.REQUEST_ID: final}
+    if "app_root_path" in scope:
+        # Mounted under an application without an edge: its prefix is all that is known of the outer route.
+        scope[semconv.SCOPE_MOUNT] = scope.get("root_path", "")[len(scope["app_root_path"]) :]
+    record.identity = values[_IDENTITY_KEY] = who = Identity(final)
+    tracer = config.tracer
+    if tracer is None:
+        return record, Context(values)
+    if parent is not None and _SPAN_KEY not in values:
+        values[_SPAN_KEY] = NonRecordingSpan(parent)
+    if config.excludes and config.excluded.match(scope.get("path", ""), _url(config, scope)):
+        if parent is None and trace_id is not None:
+            # Ids for the log lines; unsampled, so that nothing below it is exported as an orphan.
+            flags = TraceFlags(TraceFlags.RANDOM_TRACE_ID if minted else 0)
+            values[_SPAN_KEY] = NonRecordingSpan(SpanContext(trace_id, ids.random_span_id(), False, flags))
+        return record, Context(values)
+    span = tracer.start(
+        record.name,
+        SpanKind.SERVER,
+        Context(values),
+        partial(collect, scope, record, headers),
+        trace_id=trace_id,
+        minted=minted,
+    )
+    record.span = who.span = values[_SPAN_KEY] = span
+    if span.is_recording():
+        record.recording = span
+    return record, Context(values)
+
+
+def _extract(config: ServerConfig, found: dict[bytes, list[bytes]]) -> tuple[SpanContext | None, dict[str, Any]]:
+    """
+    Return the caller's span context, if it sent a valid one, and what else it propagates.
+    """
+    names = config.settings.propagators
+    parent = None
+    if b"traceparent" in found and "tracecontext" in names:
+        parent = propagators.extract_from_headers(found[b"traceparent"], found.get(b"tracestate", []))
+    if b"baggage" in found and "baggage" in names:
+        return parent, {**propagators.extract_baggage_from_headers(found[b"baggage"], Context())}
+    return parent, {}
+
+
+def _extract_foreign(scope: Scope) -> tuple[SpanContext | None, dict[str, Any]]:
+    """
+    Ask the propagator that somebody else made the global one.
+    """
+    try:
+        context = propagate.get_global_textmap().extract(scope, Context(), _getter)
+    except Exception:  # noqa: BLE001 - somebody else's code; the request keeps its id
+        guard.report("edge.extract")
+        return None, {}
+    caller = get_current_span(context).get_span_context()
+    return (caller if caller.is_valid else None), {**context}
+
+
+def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[bytes]]) -> str | None:
+    pairs = [(name, value) for name in found if name in config.id_names for value in found[name]]
+    received, record.refused = from_headers(pairs, config.settings.request_id_headers)
+    if record.refused:
+        guard.count("request_id.refused")
+        guard.warn_seldom("refused", "A request id that is not valid was replaced (its value is never logged)")
+    return received
+
+
+def _root(config: ServerConfig, record: Record, received: str | None) -> tuple[str, int, bool]:
+    """
+    Apply the mapping table where the caller sent no trace: the request id, the trace id, and whether it is random.
+    """
+    if received is not None:
+        mapped = to_trace_id(received)
+        if mapped is not None:
+            if _reuse_guard.allows(mapped):
+                return received, mapped, False
+            record.reused = True
+            guard.count("request_id.reused")
+            guard.warn_seldom(
+                "reuse", "A caller sends one request id again and again; its requests get traces of their own now"
+            )
+        return received, _new_trace_id(config), True
+    trace_id = _new_trace_id(config)
+    if config.settings.mint == "uuid":
+        minted = to_uuid(trace_id)
+        return minted, to_trace_id(minted) or trace_id, False
+    return f"{trace_id:032x}", trace_id, True
+
+
+def _new_trace_id(config: ServerConfig) -> int:
+    return ids.random_trace_id() if config.tracer is None else config.tracer.new_trace_id()
+
+
+def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], final: str) -> None:
+    """
+    Make ``request.headers`` carry the final id; a refused value is not seen by the application.
+    """
+    name = config.id_name
+    value = final.encode("ascii")
+    headers = scope["headers"]
+    if name not in found and not record.refused:
+        scope["headers"] = [*headers, (name, value)]
+    elif found.get(name) != [value]:
+        gone = {name}
+        if record.refused:
+            gone.add(next(entry for entry in config.settings.request_id_headers if entry in found))
+        scope["headers"] = [pair for pair in headers if pair[0] not in gone] + [(name, value)]
+
+
+def _url(config: ServerConfig, scope: Scope) -> str:
+    if not config.excluded.wants_url:
+        return ""
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return f"{scope.get('scheme', 'http')}://{host}{scope.get('path', '')}"

@@ -1,0 +1,142 @@
+"""
+One HTTP request.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.semconv.attributes import http_attributes
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+from otel_correlation import guard, identity, logs
+from otel_correlation.edge._entry import enter
+from otel_correlation.edge._record import call_hook, detach, finish
+from otel_correlation.edge._response import with_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from opentelemetry.trace import Span
+
+    from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
+    from otel_correlation.tracer import Tracer
+
+
+async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """
+    Run the application for one request; what it raises passes through unchanged.
+    """
+    try:
+        logs.settle()
+        record, context = enter(config, scope, scope["method"])
+        if config.metrics is not None:
+            config.metrics.started(record, scope)
+    except Exception:  # noqa: BLE001 - our failure is not the application's
+        guard.report("edge.enter")
+        await app(scope, receive, send)
+        return
+    # Whatever context a server leaked into this task (pipelining) is covered by ours until the end.
+    token = otel_context.attach(context)
+    if config.server_request_hook is not None and record.recording is not None:
+        call_hook(record.recording, config.server_request_hook, scope)
+
+    def edge_send(message: Message) -> Awaitable[None]:
+        kind = message["type"]
+        if kind == "http.response.body":
+            if not message.get("more_body"):
+                record.complete = True
+                record.finished_ns = perf_counter_ns()
+        elif kind == "http.response.start":
+            record.status = message["status"]
+            try:
+                message = with_ids(record, message)
+            except Exception:  # noqa: BLE001 - our failure is not the application's
+                guard.report("edge.response")
+        elif kind == "http.response.pathsend":
+            record.complete = True
+            record.finished_ns = perf_counter_ns()
+        return send(message)
+
+    async def edge_receive() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect" and not record.complete:
+            record.disconnected = True
+        return message
+
+    inner_receive: Receive = edge_receive
+    inner_send: Send = edge_send
+    if config.receive_spans:
+        inner_receive = spanned_receive(config, record, scope, inner_receive)
+    if config.send_spans:
+        inner_send = spanned_send(config, record, scope, inner_send)
+    try:
+        await app(scope, inner_receive, inner_send)
+    except BaseException as error:
+        record.error = error
+        if not record.status:
+            record.status = 500
+        identity.stash(error)
+        raise
+    finally:
+        try:
+            finish(record, scope)
+        except Exception:  # noqa: BLE001 - our failure is not the application's
+            guard.report("edge.finish")
+        detach(token)
+
+
+def spanned_receive(config: ServerConfig, record: Record, scope: Scope, receive: Receive) -> Receive:
+    """
+    Make contrib's internal span for each received message.
+    """
+
+    async def spanned() -> Message:
+        span = _internal_span(config, record, scope, "receive")
+        token = otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
+        try:
+            message = await receive()
+            if config.client_request_hook is not None and span.is_recording():
+                call_hook(span, config.client_request_hook, scope, message)
+            if message["type"] == "websocket.receive":
+                span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, 200)
+            span.set_attribute("asgi.event.type", message["type"])
+            return message
+        finally:
+            detach(token)
+            span.end()
+
+    return spanned
+
+
+def spanned_send(config: ServerConfig, record: Record, scope: Scope, send: Send) -> Send:
+    """
+    Make contrib's internal span for each sent message.
+    """
+
+    async def spanned(message: Message) -> None:
+        span = _internal_span(config, record, scope, "send")
+        token = otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
+        try:
+            if config.client_response_hook is not None and span.is_recording():
+                call_hook(span, config.client_response_hook, scope, message)
+            span.set_attribute("asgi.event.type", message["type"])
+            if message["type"] == "http.response.start":
+                span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, message["status"])
+            elif message["type"] == "websocket.send":
+                span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, 200)
+        finally:
+            detach(token)
+            span.end()
+        await send(message)
+
+    return spanned
+
+
+def _internal_span(config: ServerConfig, record: Record, scope: Scope, what: str) -> Span:
+    name = f"{record.span_name()} {scope['type']} {what}"
+    return cast("Tracer", config.tracer).start(name, SpanKind.INTERNAL, otel_context.get_current(), {})

@@ -1,0 +1,302 @@
+"""
+What the edge knows of one request, and what it writes about it: the span's attributes, its route, its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry.semconv.attributes import (
+    client_attributes,
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    url_attributes,
+    user_agent_attributes,
+)
+from opentelemetry.trace import StatusCode
+from opentelemetry.util.http import sanitize_method
+from starlette.requests import ClientDisconnect
+
+from otel_correlation import guard, logs, semconv
+from otel_correlation.policy import redact_query
+from otel_correlation.tracer import record_exception
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from opentelemetry.trace import Span
+
+    from otel_correlation.identity import Identity
+    from otel_correlation.policy import HeaderCapture, Patterns
+    from otel_correlation.settings import Settings
+    from otel_correlation.tracer import Tracer
+
+    Scope = MutableMapping[str, Any]
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+    Hook = Callable[..., Any]
+
+_METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "QUERY"})
+_PROPAGATION: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+_CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before its response
+_MAX_HOST: Final = 255  # RFC 1035; a longer one is not remembered
+
+
+@dataclass(slots=True)
+class ServerConfig:
+    """
+    What one application's edge does; built once, read for every request.
+
+    Attributes:
+        settings: The settings.
+        tracer: Starts the SERVER spans; None where the SDK is disabled.
+        excluded: Paths without a span.
+        textmap: A propagator made of ours alone; while it is the global one, headers take the fast way.
+        request_headers: Request headers to capture.
+        response_headers: Response headers to capture.
+        metrics: Records durations and active requests, or None.
+        server_request_hook: Called with the SERVER span and the scope.
+        client_request_hook: Called with a receive span, the scope and the message.
+        client_response_hook: Called with a send span, the scope and the message.
+        receive_spans: Whether ``http receive`` spans are made.
+        send_spans: Whether ``http send`` spans are made.
+    """
+
+    settings: Settings
+    tracer: Tracer | None
+    excluded: Patterns
+    textmap: Any = None
+    request_headers: HeaderCapture | None = None
+    response_headers: HeaderCapture | None = None
+    metrics: Any = None
+    server_request_hook: Hook | None = None
+    client_request_hook: Hook | None = None
+    client_response_hook: Hook | None = None
+    receive_spans: bool = False
+    send_spans: bool = False
+    id_names: frozenset[bytes] = field(init=False)
+    wanted: frozenset[bytes] = field(init=False)
+    id_name: bytes = field(init=False)
+    response_header: bytes = field(init=False)
+    excludes: bool = field(init=False)
+    has_trace_response: bool = field(init=False)
+    touched: frozenset[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """
+        Derive what every request needs.
+        """
+        settings = self.settings
+        self.id_names = frozenset(settings.request_id_headers)
+        self.wanted = self.id_names | _PROPAGATION
+        self.id_name = settings.request_id_headers[0]
+        self.response_header = settings.response_header.lower().encode("ascii")
+        self.excludes = bool(self.excluded)
+        self.has_trace_response = settings.traceresponse or settings.server_timing
+        touched = {self.response_header, b"access-control-allow-origin"}
+        self.touched = frozenset(touched | {b"traceresponse"} if settings.traceresponse else touched)
+
+
+class Record:
+    """
+    One request as the edge sees it; it stands in the ASGI scope, so that inner edges only forward.
+
+    Attributes:
+        config: What this application's edge does.
+        identity: The request's ids.
+        method: The method as received.
+        name: The method as span names show it.
+        span: The SERVER span; None where none is made.
+        recording: The same, where somebody will see it.
+        status: The response's status; 0 before it is known.
+        error: What the application raised.
+        complete: Whether the whole response was sent.
+        disconnected: Whether the client went away before that.
+        reused: Whether the reuse guard refused the request id as a root.
+        refused: Whether a request id was refused.
+    """
+
+    identity: Identity
+    span: Span | None = None
+    recording: Span | None = None
+    status = 0
+    error: BaseException | None = None
+    complete = False
+    disconnected = False
+    reused = False
+    refused = False
+    finished_ns = 0
+    _route: str | None = None
+
+    def __init__(self, config: ServerConfig, method: str) -> None:
+        self.config = config
+        self.method = method
+        self.name = self._span_name = method if method in _METHODS else _span_method(method)
+        self.started_ns = perf_counter_ns()
+
+    @property
+    def route(self) -> str | None:
+        """
+        The route's template with every static segment, or None where no route matched.
+        """
+        return self._route
+
+    def matched(self, route: str) -> None:
+        """
+        Take the route's template, as soon as it is known, for the span's name; a name that user code chose stays.
+        """
+        self._route = route
+        span = self.recording
+        if span is not None:
+            if getattr(span, "name", None) == self._span_name:
+                self._span_name = f"{self.name} {route}"
+                span.update_name(self._span_name)
+            span.set_attribute(http_attributes.HTTP_ROUTE, route)
+
+    def span_name(self) -> str:
+        """
+        Return ``{method} {route}``, or the method alone.
+        """
+        return f"{self.name} {self._route}" if self._route else self.name
+
+
+def _span_method(method: str) -> str:
+    known = sanitize_method(method)
+    return "HTTP" if known == "_OTHER" else known
+
+
+def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """
+    Return the SERVER span's attributes that are known at its start (semantic conventions, HTTP server).
+    """
+    config = record.config
+    method = record.method
+    scheme = scope.get("scheme", "http")
+    values: dict[str, Any] = {
+        http_attributes.HTTP_REQUEST_METHOD: method,
+        url_attributes.URL_SCHEME: scheme,
+        url_attributes.URL_PATH: scope.get("path", ""),
+        network_attributes.NETWORK_PROTOCOL_VERSION: scope.get("http_version", "1.1"),
+    }
+    if method not in _METHODS:
+        known = sanitize_method(method)
+        values[http_attributes.HTTP_REQUEST_METHOD] = known
+        if known == "_OTHER":
+            values[http_attributes.HTTP_REQUEST_METHOD_ORIGINAL] = method
+    query = scope.get("query_string")
+    if query:
+        text = query.decode("latin-1") if isinstance(query, bytes) else str(query)
+        values[url_attributes.URL_QUERY] = redact_query(text, config.settings.query_values)
+    client = scope.get("client")
+    if client:
+        values[client_attributes.CLIENT_ADDRESS] = client[0]
+        if client[1]:
+            values[client_attributes.CLIENT_PORT] = client[1]
+    host = None
+    for name, value in received:
+        if name == b"host":
+            host = value
+        elif name == b"user-agent":
+            values[user_agent_attributes.USER_AGENT_ORIGINAL] = value.decode("latin-1")
+    if host:
+        parse = _authority if len(host) <= _MAX_HOST else _authority.__wrapped__
+        address, port = parse(host)
+        values[server_attributes.SERVER_ADDRESS] = address
+        values[server_attributes.SERVER_PORT] = port or (443 if scheme in ("https", "wss") else 80)
+    elif server := scope.get("server"):
+        values[server_attributes.SERVER_ADDRESS] = server[0]
+        if server[1] is not None:
+            values[server_attributes.SERVER_PORT] = server[1]
+    if config.request_headers is not None:
+        values.update(config.request_headers.attributes(received))
+    if record.reused:
+        values[semconv.REUSED_REQUEST_ID] = True
+    if record.refused:
+        values[semconv.REFUSED_REQUEST_ID] = True
+    return values
+
+
+@lru_cache(maxsize=256)
+def _authority(host: bytes) -> tuple[str, int | None]:
+    """
+    Split a Host header into address and port; the brackets of an IPv6 address do not belong to it.
+    """
+    text = host.decode("latin-1")
+    name, colon, port = text.rpartition(":")
+    if colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536:
+        return name.strip("[]"), int(port)
+    return (text[1:-1] if text.startswith("[") and text.endswith("]") else text), None
+
+
+def finish(record: Record, scope: Scope) -> None:
+    """
+    Do everything that comes after the application; its context is still current.
+    """
+    elapsed_ns = (record.finished_ns or perf_counter_ns()) - record.started_ns
+    status = record.status
+    error = record.error
+    gone = record.disconnected
+    if isinstance(error, ClientDisconnect):
+        # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
+        gone, error = True, None
+    span = record.recording
+    if span is not None:
+        if error is not None:
+            record_error(span, error)
+        if gone:
+            span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
+            if error is None:
+                span.set_attribute(error_attributes.ERROR_TYPE, "client_disconnected")
+        elif status:
+            span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
+            if status >= 500 and error is None:
+                span.set_attribute(error_attributes.ERROR_TYPE, str(status))
+                span.set_status(StatusCode.ERROR)
+        start_ns = getattr(span, "start_time", None)
+        span.end(start_ns + elapsed_ns if isinstance(start_ns, int) else None)
+    metrics = record.config.metrics
+    if metrics is not None and scope["type"] == "http":
+        metrics.finished(record, scope, elapsed_ns / 1e9)
+    shown = _CLIENT_GONE if gone else status or 500
+    logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6)
+
+
+def record_error(span: Span, error: BaseException) -> None:
+    """
+    Show on a span what ended its work.
+    """
+    if isinstance(error, Exception):
+        record_exception(span, error)
+    else:
+        # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
+        span.set_attribute(error_attributes.ERROR_TYPE, type(error).__qualname__)
+        span.set_status(StatusCode.ERROR)
+
+
+def call_hook(span: Span, hook: Hook, *arguments: Any) -> None:
+    """
+    Call a user's hook; what it raises is shown on the span and goes no further.
+    """
+    try:
+        hook(span, *arguments)
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        span.record_exception(error)
+
+
+def detach(token: Any) -> None:
+    """
+    Leave a context.
+    """
+    # Not context.detach(): it logs a traceback where a generator was closed in another context, which is no news.
+    try:
+        otel_context._RUNTIME_CONTEXT.detach(token)
+    except (ValueError, RuntimeError):
+        guard.count("context.detach_failed")

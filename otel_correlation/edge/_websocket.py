@@ -1,0 +1,211 @@
+"""
+One WebSocket: its SERVER span ends with the handshake, so that nothing hangs open for hours.
+
+A short span tells of the close; a switch gives each received message a trace of its own.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace.propagation import _SPAN_KEY
+from starlette.websockets import WebSocketDisconnect
+
+from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.edge._entry import enter
+from otel_correlation.edge._http import spanned_receive, spanned_send
+from otel_correlation.edge._record import call_hook, detach, finish, record_error
+from otel_correlation.edge._response import with_ids
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
+
+_DENIAL: Final = "websocket.http.response"
+_NO_CODE: Final = 1005  # RFC 6455: a close frame without a code
+_NO_CLOSE: Final = 1006  # RFC 6455: the connection ended without a close frame
+# Starlette's test client makes an exception of a denial response that lacks the close code which tests look for.
+_TEST_CLIENT: Final = "testclient"
+
+
+async def serve_websocket(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """
+    Run the application for one WebSocket; what it raises passes through unchanged.
+    """
+    try:
+        logs.settle()
+        record, context = enter(config, scope, scope.get("method", "GET"))
+    except Exception:  # noqa: BLE001 - our failure is not the application's
+        guard.report("edge.enter")
+        await app(scope, receive, send)
+        return
+    token = otel_context.attach(context)
+    if config.server_request_hook is not None and record.recording is not None:
+        call_hook(record.recording, config.server_request_hook, scope)
+    socket = _Socket(record, scope, receive, send, context)
+    inner_receive: Receive = socket.receive
+    inner_send: Send = socket.send
+    if config.receive_spans:
+        inner_receive = spanned_receive(config, record, scope, inner_receive)
+    if config.send_spans:
+        inner_send = spanned_send(config, record, scope, inner_send)
+    try:
+        await app(scope, inner_receive, inner_send)
+    except BaseException as error:
+        record.error = error
+        identity.stash(error)
+        raise
+    finally:
+        try:
+            socket.finish()
+        except Exception:  # noqa: BLE001 - our failure is not the application's
+            guard.report("edge.finish")
+        detach(token)
+
+
+class _Socket:
+    """
+    The messages of one WebSocket, in both directions.
+    """
+
+    def __init__(self, record: Record, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
+        self._record = record
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._context = context
+        self._per_message = record.config.settings.websocket == "message"
+        self._accepted = False
+        self._handshake_over = False
+        self._close_code: int | None = None
+        self._message_span: Span | None = None
+        self._message_token: Any = None
+
+    async def receive(self) -> Message:
+        """
+        Receive; in message mode the last message's span ends here and the next one's starts.
+        """
+        self._end_message()
+        message = await self._receive()
+        kind = message["type"]
+        if kind == "websocket.disconnect":
+            if self._close_code is None:
+                code = message.get("code")
+                self._close_code = _NO_CODE if code is None else code
+        elif kind == "websocket.receive" and self._per_message:
+            try:
+                self._start_message()
+            except Exception:  # noqa: BLE001 - our failure is not the application's
+                guard.report("edge.message")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """
+        Send; accept and refusal carry the request id and end the handshake.
+        """
+        body: Message | None = None
+        if message["type"] == "websocket.close" and self._close_code is None:
+            self._close_code = message.get("code", 1000)
+        if not self._handshake_over:
+            try:
+                message, body = self._answer(message)
+            except Exception:  # noqa: BLE001 - our failure is not the application's
+                guard.report("edge.websocket")
+        await self._send(message)
+        if body is not None:
+            await self._send(body)
+
+    def _answer(self, message: Message) -> tuple[Message, Message | None]:
+        """
+        End the handshake, if this message does; return what goes to the server for it.
+        """
+        record = self._record
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self._accepted = True
+            message = with_ids(record, message)
+            self._end_handshake(101)
+        elif kind == "websocket.http.response.start":
+            message = with_ids(record, message)
+            self._end_handshake(message["status"])
+        elif kind == "websocket.close":
+            client = self._scope.get("client") or ("",)
+            if _DENIAL in (self._scope.get("extensions") or {}) and client[0] != _TEST_CLIENT:
+                # As a plain close, the server would make a 403 that has no headers.
+                message = with_ids(record, {"type": f"{_DENIAL}.start", "status": 403, "headers": []})
+                self._end_handshake(403)
+                return message, {"type": f"{_DENIAL}.body", "body": b"", "more_body": False}
+            self._end_handshake(403)
+        return message, None
+
+    def _end_handshake(self, status: int) -> None:
+        record = self._record
+        self._handshake_over = True
+        record.status = status
+        record.finished_ns = perf_counter_ns()
+        finish(record, self._scope)
+
+    def _start_message(self) -> None:
+        record = self._record
+        tracer = record.config.tracer
+        handshake = record.span
+        if tracer is None or handshake is None:
+            return
+        base = Context({key: value for key, value in self._context.items() if key != _SPAN_KEY})
+        span = tracer.start(
+            f"{record.span_name()} message",
+            SpanKind.SERVER,
+            base,
+            {},
+            links=[Link(handshake.get_span_context())] if handshake.get_span_context().is_valid else (),
+        )
+        self._message_span = span
+        # The handler's own task awaits us, so what is attached here is current in it until its next receive().
+        self._message_token = otel_context.attach(Context({**base, _SPAN_KEY: span}))
+
+    def _end_message(self) -> None:
+        if self._message_span is not None:
+            self._message_span.end()
+            detach(self._message_token)
+            self._message_span = None
+
+    def finish(self) -> None:
+        """
+        End what is open, and tell how the connection ended.
+        """
+        record = self._record
+        error = record.error
+        if isinstance(error, WebSocketDisconnect):
+            # The handler let the end of the connection pass through: that is how it ended, and no failure.
+            if self._close_code is None:
+                self._close_code = error.code
+            error = record.error = None
+        message_span = self._message_span
+        if message_span is not None and error is not None:
+            record_error(message_span, error)
+        self._end_message()
+        if not self._handshake_over:
+            record.disconnected = error is None and self._close_code is not None
+            # Servers answer 500 for an application that neither accepts nor refuses.
+            self._end_handshake(500)
+            return
+        tracer = record.config.tracer
+        if not self._accepted or tracer is None or record.span is None:
+            return
+        closing = tracer.start(
+            f"{record.span_name()} close",
+            SpanKind.INTERNAL,
+            self._context,
+            {
+                semconv.WEBSOCKET_CLOSE_CODE: _NO_CLOSE if self._close_code is None else self._close_code,
+                semconv.WEBSOCKET_DURATION: (perf_counter_ns() - record.finished_ns) / 1e9,
+            },
+        )
+        if error is not None and message_span is None:
+            record_error(closing, error)
+        closing.end()
