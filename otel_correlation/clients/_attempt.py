@@ -29,12 +29,12 @@ from otel_correlation.tracer import record_exception
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import FrameType
 
     from opentelemetry.metrics import Histogram
     from opentelemetry.propagators.textmap import TextMapPropagator
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, SpanContext
 
     from otel_correlation.policy import HeaderCapture
     from otel_correlation.settings import Settings
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     # Tells for a URL whether traceparent, baggage and request id may leave (contract point 4).
     Outbound = Callable[[Any], tuple[bool, bool, bool]]
+    # Raw name, lower-case name and value of one header.
+    _Entry = tuple[bytes, bytes, bytes]
 
 # RFC 9110, PATCH (RFC 5789) and QUERY; anything else is _OTHER (semantic conventions, http.request.method).
 _METHODS: Final = frozenset(
@@ -52,10 +54,9 @@ _VERSIONS: Final = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0", b"HTTP/2": "2", b"HT
 # An older key of contrib's, which its own suppress_instrumentation() still sets.
 _SUPPRESS_PLAIN: Final = "suppress_instrumentation"
 
-_TRACE, _BAGGAGE, _REQUEST_ID = range(3)
 _TRACEPARENT: Final = semconv.TRACEPARENT.encode()
 _TRACESTATE: Final = semconv.TRACESTATE.encode()
-_BAGGAGE_NAME: Final = semconv.BAGGAGE.encode()
+_BAGGAGE: Final = semconv.BAGGAGE.encode()
 
 # On the request object: how often it was sent in this call, and which headers we put on it. Plain values, because
 # httpx pickles what a request holds.
@@ -132,9 +133,10 @@ class Attempt:
         config: What its client was told.
         context: What is current while the transport works.
         outer: What was current before.
+        recording: Whether the span takes attributes.
         request: The request object.
         sends: How often the call sent so far, this attempt included.
-        sent: The headers that we put on it, by lower-case name.
+        sent: The headers that we put on it.
         used: Whether a transport of httpx's own carries it already.
     """
 
@@ -142,11 +144,11 @@ class Attempt:
         "_began_s",
         "_ended",
         "_measured",
-        "_recording",
         "_responded",
         "config",
         "context",
         "outer",
+        "recording",
         "request",
         "sends",
         "sent",
@@ -154,24 +156,26 @@ class Attempt:
         "used",
     )
 
-    def __init__(self, config: ClientConfig, request: Any, span: Span, outer: Context, sends: int) -> None:
+    def __init__(
+        self, config: ClientConfig, request: Any, span: Span, outer: Context, context: Context, sends: int
+    ) -> None:
         self.config = config
         self.request = request
         self.span = span
         self.outer = outer
         self.sends = sends
-        self.context = outer
-        self.sent: dict[bytes, bytes] = {}
+        self.context = context
+        self.sent: list[_Entry] = []
         self.used = False
         self._responded = False
-        self._recording = span.is_recording()
+        self.recording = span.is_recording()
         self._measured: dict[str, Any] | None = None
         self._began_s = 0.0
         if config.duration is not None:
             self._began_s = perf_counter()
             self._measured = _common_attributes(request)
         # Nothing is waited for where nobody would see it.
-        self._ended = not self._recording and self._measured is None
+        self._ended = not self.recording and self._measured is None
 
     def observe(self, response: Any) -> bool:
         """
@@ -184,7 +188,7 @@ class Attempt:
             try:
                 self._note(response.status_code, response.extensions.get("http_version"))
                 capture = self.config.response_headers
-                if capture is not None and self._recording:
+                if capture is not None and self.recording:
                     self.span.set_attributes(cast("Any", capture.attributes(response.headers.raw)))
             except Exception:  # noqa: BLE001 - the boundary
                 guard.report("client.response")
@@ -198,7 +202,7 @@ class Attempt:
         )
         if status >= 400:
             values[error_attributes.ERROR_TYPE] = str(status)
-        if self._recording:
+        if self.recording:
             span = self.span
             for name, value in values.items():
                 span.set_attribute(name, value)
@@ -236,6 +240,7 @@ class Attempt:
                 if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
                     self._note(status, getattr(response, "extensions", {}).get("http_version"))
                 record_exception(self.span, error)
+                self.span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
                 if self._measured is not None:
                     self._measured[error_attributes.ERROR_TYPE] = _qualified(type(error))
         except Exception:  # noqa: BLE001 - the boundary
@@ -336,37 +341,56 @@ class _Injector:
             else:
                 self._own = False
 
-    def headers(self, context: Context) -> list[tuple[bytes, bytes, bytes, int]]:
+    def headers(
+        self,
+        context: Context,
+        span_context: SpanContext | None,
+        present: dict[bytes, bytes],
+        allowed: tuple[bool, bool, bool] | None,
+    ) -> list[_Entry]:
         """
-        Return raw name, lower-case name, value and kind of each header.
+        Return the headers that may leave and that the caller did not set.
+
+        Args:
+            context: What to propagate.
+            span_context: The valid span of ``context``, or None.
+            present: The headers that the caller set, by lower-case name.
+            allowed: Whether traceparent, baggage and request id may leave; all may if None.
         """
-        found: list[tuple[bytes, bytes, bytes, int]] = []
         if not self._own:
-            carrier: dict[str, str] = {}
-            cast("Any", self.textmap).inject(carrier, context)
-            for name, value in carrier.items():
-                raw = name.encode("latin-1")
-                lower = raw.lower()
-                kind = _TRACE
-                if lower == _BAGGAGE_NAME:
-                    kind = _BAGGAGE
-                elif lower == self._request_id_name:
-                    kind = _REQUEST_ID
-                if kind == _REQUEST_ID or not self._only_request_id:
-                    found.append((raw, lower, value.encode("latin-1"), kind))
-            return found
-        if self._trace:
-            span_context = get_current_span(context).get_span_context()
-            if span_context.is_valid:
-                traceparent = propagators.format_traceparent(span_context).encode()
-                found.append((_TRACEPARENT, _TRACEPARENT, traceparent, _TRACE))
-                if span_context.trace_state and (state := propagators.format_tracestate(span_context.trace_state)):
-                    found.append((_TRACESTATE, _TRACESTATE, state.encode("latin-1"), _TRACE))
-        if self._baggage and (baggage := propagators.format_baggage(context)):
-            found.append((_BAGGAGE_NAME, _BAGGAGE_NAME, baggage.encode("latin-1"), _BAGGAGE))
-        if self._request_id is not None and (known := identity.get_from(context)) is not None:
-            found.append((*self._request_id, known.request_id.encode("latin-1"), _REQUEST_ID))
+            return self._foreign(context, present, allowed)
+        found: list[_Entry] = []
+        if span_context is not None and self._trace and _TRACEPARENT not in present and (allowed is None or allowed[0]):
+            found.append((_TRACEPARENT, _TRACEPARENT, propagators.format_traceparent(span_context).encode()))
+            state = span_context.trace_state
+            if state and _TRACESTATE not in present and (header := propagators.format_tracestate(state)):
+                found.append((_TRACESTATE, _TRACESTATE, header.encode("latin-1")))
+        if self._baggage and _BAGGAGE not in present and (allowed is None or allowed[1]):
+            baggage = propagators.format_baggage(context)
+            if baggage:
+                found.append((_BAGGAGE, _BAGGAGE, baggage.encode("latin-1")))
+        name = self._request_id
+        if name is not None and name[1] not in present and (allowed is None or allowed[2]):
+            known = identity.get_from(context)
+            if known is not None:
+                found.append((*name, known.request_id.encode("latin-1")))
         return found
+
+    def _foreign(
+        self, context: Context, present: dict[bytes, bytes], allowed: tuple[bool, bool, bool] | None
+    ) -> list[_Entry]:
+        carrier: dict[str, str] = {}
+        cast("Any", self.textmap).inject(carrier, context)
+        wanted: list[tuple[int, _Entry]] = []
+        for name, value in carrier.items():
+            raw = name.encode("latin-1")
+            lower = raw.lower()
+            kind = 1 if lower == _BAGGAGE else 2 if lower == self._request_id_name else 0
+            if (kind == 2 or not self._only_request_id) and (allowed is None or allowed[kind]):
+                wanted.append((kind, (raw, lower, value.encode("latin-1"))))
+        # Half of a trace context of the caller's and half of ours would name no span at all.
+        blocked = any(not kind and entry[1] in present and entry[1] != _TRACESTATE for kind, entry in wanted)
+        return [entry for kind, entry in wanted if entry[1] not in present and (kind or not blocked)]
 
 
 def _injector(config: ClientConfig) -> _Injector:
@@ -407,23 +431,21 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             sends, ours = again.sends, again.sent
         else:
             sends, ours = 0, None
-        headers = request.headers
-        held = _entries(headers)
+        held = _entries(request.headers)
         present = {entry[1]: entry[2] for entry in held}
+        stale: set[bytes] | None = None
         if ours:
-            stale = {name for name, value in ours.items() if present.get(name) == value}
-            if stale:
-                held = [entry for entry in held if entry[1] not in stale]
-                for name in stale:
-                    del present[name]
+            stale = {lower for _, lower, value in ours if present.get(lower) == value}
+            for name in stale:
+                del present[name]
         context = outer
         attempt: Attempt | None = None
         tracer = config.tracer
         if tracer is not None and (config.excluded is None or not config.excluded.search(str(request.url))):
-            links: list[Link] = []
+            links: Sequence[Link] = ()
             if _TRACEPARENT in present:
                 set_by_caller = propagators.extract_from_headers([present[_TRACEPARENT]], [])
-                links = [] if set_by_caller is None else [Link(set_by_caller)]
+                links = () if set_by_caller is None else (Link(set_by_caller),)
             method = request.method
             span = tracer.start(
                 method if method in _METHODS else "HTTP",
@@ -432,18 +454,22 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
                 functools.partial(_request_attributes, config, request, sends),
                 links=links,
             )
-            if span.get_span_context().is_valid:
+            found = span.get_span_context()
+            if found.is_valid:
                 context = Context({**outer, _SPAN_KEY: span})
-            attempt = Attempt(config, request, span, outer, sends + 1)
-            attempt.context = context
-        sent = _inject(config, request, context, present, held)
+            attempt = Attempt(config, request, span, outer, context, sends + 1)
+        else:
+            found = get_current_span(outer).get_span_context()
+        allowed = None if config.outbound is None else config.outbound(request.url)
+        sent = _injector(config).headers(context, found if found.is_valid else None, present, allowed)
+        _write(request, held, stale, sent)
         request.__dict__[_SENT] = (sends + 1, sent)
         if attempt is not None:
             attempt.sent = sent
             if again is not None:
-                again.sends = sends + 1
+                again.sends, again.sent = sends + 1, sent
             capture = config.request_headers
-            if capture is not None and attempt._recording:
+            if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
         return attempt
     except Exception:  # noqa: BLE001 - the boundary
@@ -453,46 +479,29 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
         return None
 
 
-def _entries(headers: Any) -> list[tuple[bytes, bytes, bytes]]:
+def _entries(headers: Any) -> list[_Entry]:
     """
-    Return raw name, lower-case name and value of each header.
+    Return raw name, lower-case name and value of each header: httpx's own list if it has that shape.
     """
     held = getattr(headers, "_list", None)
-    # httpx's own list has this very shape; should that change, the public property is slower but the same.
     if type(held) is list and held and len(held[0]) == 3:
         return held
     return [(name, name.lower(), value) for name, value in headers.raw]
 
 
-def _inject(
-    config: ClientConfig,
-    request: Any,
-    context: Context,
-    present: dict[bytes, bytes],
-    held: list[tuple[bytes, bytes, bytes]],
-) -> dict[bytes, bytes]:
+def _write(request: Any, held: list[_Entry], stale: set[bytes] | None, sent: list[_Entry]) -> None:
     """
-    Write the headers that may leave and that the caller did not set; return them.
+    Put the headers of this attempt where those of the last one were.
     """
-    wanted = _injector(config).headers(context)
-    allowed = None if config.outbound is None else config.outbound(request.url)
-    # Half of a trace context of the caller's and half of ours would name no span at all.
-    blocked = any(kind == _TRACE and lower in present and lower != _TRACESTATE for _, lower, _, kind in wanted)
-    sent: dict[bytes, bytes] = {}
-    fresh: list[tuple[bytes, bytes, bytes]] = []
-    for raw, lower, value, kind in wanted:
-        if lower not in present and not (blocked and kind == _TRACE) and (allowed is None or allowed[kind]):
-            sent[lower] = value
-            fresh.append((raw, lower, value))
     headers = request.headers
-    own = getattr(headers, "_list", None)
-    if own is held:
-        held.extend(fresh)
-    elif type(own) is list and own and len(own[0]) == 3:
-        own[:] = held + fresh
-    else:
-        request.headers = type(headers)([(raw, value) for raw, _, value in held + fresh])
-    return sent
+    if getattr(headers, "_list", None) is held:
+        if stale:
+            held[:] = [entry for entry in held if entry[1] not in stale]
+        held.extend(sent)
+        return
+    # The private list is gone or has another shape: slower, and the same for everybody who reads the headers.
+    kept = [entry for entry in held if not stale or entry[1] not in stale]
+    request.headers = type(headers)([(raw, value) for raw, _, value in kept + sent])
 
 
 def forget_sends(request: Any) -> None:

@@ -19,7 +19,17 @@ from opentelemetry.semconv.metrics import http_metrics
 from otel_correlation import guard
 from otel_correlation._version import __version__
 from otel_correlation.clients._attempt import ClientConfig, end_dropped
-from otel_correlation.clients._seams import CONFIG, OFF, Library, is_running, send, send_async
+from otel_correlation.clients._seams import (
+    CONFIG,
+    OFF,
+    Library,
+    await_hook,
+    call_hook,
+    is_running,
+    running,
+    send,
+    send_async,
+)
 from otel_correlation.guard import ConfigError
 from otel_correlation.policy import HeaderCapture
 from otel_correlation.tracer import Tracer
@@ -172,6 +182,15 @@ def instrument_everything() -> None:
             instrumentor.instrument(skip_dep_check=True)
 
 
+def refresh() -> None:
+    """
+    Read the settings again, where all clients are instrumented; hooks and providers stay.
+    """
+    for library in _plug.libraries.values():
+        if library.everywhere is not None:
+            library.everywhere = _config(**library.options)
+
+
 def _config(
     *,
     tracer_provider: Any = None,
@@ -283,6 +302,7 @@ def _instrument(self: Any, **options: Any) -> None:
         message = f"{self._module_name} must be installed"
         raise ModuleNotFoundError(message)
     library = _plug.library(module)
+    library.options = options
     library.everywhere = _config(**options)
     library.settle()
 
@@ -379,7 +399,14 @@ def _transport_request(original: Any) -> Any:
     @functools.wraps(original)
     def handle_request(self: Any, request: Any) -> Any:
         if is_running():
-            return original(self, request)
+            # One span: contrib's code forwards now, and the transport's own hooks get the span there is.
+            attempt, config = running(), _transport_config(self)
+            if attempt is not None:
+                call_hook(config.on_request, attempt.span, request)
+            response = original(self, request)
+            if attempt is not None:
+                call_hook(config.on_response, attempt.span, request, response)
+            return response
         library = _plug.library(self._module)
         return send(_transport_config(self), self._transport.handle_request, request, library.body, None)
 
@@ -390,7 +417,13 @@ def _transport_async_request(original: Any) -> Any:
     @functools.wraps(original)
     async def handle_async_request(self: Any, request: Any) -> Any:
         if is_running():
-            return await original(self, request)
+            attempt, config = running(), _transport_config(self)
+            if attempt is not None:
+                await await_hook(config.on_async_request, attempt.span, request)
+            response = await original(self, request)
+            if attempt is not None:
+                await await_hook(config.on_async_response, attempt.span, request, response)
+            return response
         library = _plug.library(self._module)
         call = self._transport.handle_async_request
         return await send_async(_transport_config(self), call, request, library.async_body, None)

@@ -47,6 +47,14 @@ def is_running() -> bool:
     return _running.get() is not None
 
 
+def running() -> Attempt | None:
+    """
+    Return the attempt that no transport of httpx's own carries yet, or None.
+    """
+    found = _running.get()
+    return None if found is _BUSY else found
+
+
 class _Inside:
     """
     Make an attempt current, and whatever was before again.
@@ -68,13 +76,13 @@ class _Inside:
             return
 
 
-def _call_hook(hook: Callable[..., object] | None, *arguments: object) -> None:
+def call_hook(hook: Callable[..., object] | None, *arguments: object) -> None:
     if hook is not None:
         with guard.never_raise("client.hook"):
             hook(*arguments)
 
 
-async def _await_hook(hook: Callable[..., Any] | None, *arguments: object) -> None:
+async def await_hook(hook: Callable[..., Any] | None, *arguments: object) -> None:
     if hook is not None:
         with guard.never_raise("client.hook"):
             await hook(*arguments)
@@ -104,7 +112,7 @@ def send(
         return call(request)
     inside = _Inside(attempt, state or attempt)
     try:
-        _call_hook(config.on_request, attempt.span, request)
+        call_hook(config.on_request, attempt.span, request)
         response = call(request)
     except BaseException as error:
         attempt.fail(error)
@@ -117,7 +125,7 @@ def send(
 
 def _respond(attempt: Attempt, response: Any, stream: Any) -> None:
     if attempt.observe(response):
-        _call_hook(attempt.config.on_response, attempt.span, attempt.request, response)
+        call_hook(attempt.config.on_response, attempt.span, attempt.request, response)
         attempt.release(response, stream)
 
 
@@ -137,7 +145,7 @@ async def send_async(
         return await call(request)
     inside = _Inside(attempt, state or attempt)
     try:
-        await _await_hook(config.on_async_request, attempt.span, request)
+        await await_hook(config.on_async_request, attempt.span, request)
         response = await call(request)
     except BaseException as error:
         attempt.fail(error)
@@ -151,7 +159,7 @@ async def send_async(
 async def _respond_async(attempt: Attempt, response: Any, stream: Any) -> None:
     if attempt.observe(response):
         if attempt.config.on_async_response is not None:
-            await _await_hook(attempt.config.on_async_response, attempt.span, attempt.request, response)
+            await await_hook(attempt.config.on_async_response, attempt.span, attempt.request, response)
         attempt.release(response, stream)
 
 
@@ -244,12 +252,14 @@ class Library:
 
     Attributes:
         everywhere: What holds for every client that was told nothing of its own; None switches them off.
+        options: The keyword arguments that ``everywhere`` was built from.
         clients: The clients that were told something of their own.
     """
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.everywhere: ClientConfig | None = None
+        self.options: dict[str, Any] = {}
         self.clients: WeakSet[Any] = WeakSet()
         self.body = _sync_stream(module.SyncByteStream)
         self.async_body = _async_stream(module.AsyncByteStream)
