@@ -10,20 +10,21 @@ import atexit
 import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from otel_correlation import guard, logs, semconv
+from otel_correlation._early import LIMITS, is_limit, originals, replace
 from otel_correlation._version import __version__
 from otel_correlation.settings import Settings, from_environment, with_overrides
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from starlette.types import ASGIApp
 
 
 @contextmanager
-def _without(*names: str) -> Iterator[None]:
+def _without(*names: str) -> Generator[None]:
     """
     Hide variables from code that fails on a wrong value; they are back afterwards, for child processes.
     """
@@ -34,14 +35,13 @@ def _without(*names: str) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-# The API reads OTEL_PROPAGATORS while this module is imported, and an unknown name stops the start; ours are set below.
-with _without("OTEL_PROPAGATORS"):
-    from opentelemetry import propagate
-
+# Where the .pth file was not installed with us: the API and the SDK raise on these while they are imported.
+replace(os.environ)
 from opentelemetry import metrics as metrics_api  # noqa: E402
+from opentelemetry import propagate  # noqa: E402
 from opentelemetry import trace as trace_api  # noqa: E402
 from opentelemetry._logs import set_logger_provider  # noqa: E402
-from opentelemetry.instrumentation.distro import BaseDistro  # noqa: E402
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # noqa: E402
 from opentelemetry.sdk import _configuration as sdk_configuration  # noqa: E402
 from opentelemetry.sdk._configuration import _BaseConfigurator  # noqa: E402
 from opentelemetry.sdk._logs import LoggerProvider  # noqa: E402
@@ -52,17 +52,6 @@ from otel_correlation import clients, export, propagators, sampling  # noqa: E40
 from otel_correlation.edge import _fastapi as fastapi_plug  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
-
-_LIMITS: Final = (
-    "OTEL_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-    "OTEL_SPAN_EVENT_COUNT_LIMIT",
-    "OTEL_SPAN_LINK_COUNT_LIMIT",
-)
 
 
 class _State:
@@ -83,7 +72,7 @@ class _State:
 _state = _State()
 
 
-class Distro(BaseDistro):
+class Distro(BaseDistro):  # type: ignore[misc]
     """
     Chooses ours where ``opentelemetry-instrument`` loads an instrumentation that we replace.
     """
@@ -296,12 +285,11 @@ def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
 
 
 def _span_limits(problems: list[str]) -> SpanLimits:
-    wrong = []
-    for name in _LIMITS:
-        value = os.environ.get(name, "").strip()
-        if value and not (value.isascii() and value.isdigit()):
-            wrong.append(name)
-            problems.append(f"{name}={value[:100]!a} is not usable (a whole number); using the default instead")
+    environ = originals(os.environ)
+    wrong = [name for name in LIMITS if not is_limit(environ.get(name, ""))]
+    problems += [
+        f"{name}={environ[name][:100]!a} is not usable (a whole number); using the default instead" for name in wrong
+    ]
     with _without(*wrong):
         return SpanLimits()
 

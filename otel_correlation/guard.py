@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 logger: Final = logging.getLogger("otel_correlation")
 
@@ -79,7 +79,7 @@ def report(where: str) -> None:
 
 
 @contextmanager
-def never_raise(where: str) -> Iterator[None]:
+def never_raise(where: str) -> Generator[None]:
     """
     Run a block of ours so that its failure cannot reach the application.
 

@@ -1,7 +1,8 @@
 """
 A pytest plugin: the ``telemetry`` fixture has the spans and log records of one test.
 
-Nothing global is reset: the first test that asks for it sets the process up (exporting nothing), each test sees its own.
+Nothing global is reset: the first test that asks for it sets the process up (exporting nothing), each test sees its
+own.
 """
 
 from __future__ import annotations

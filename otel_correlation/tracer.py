@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import traceback
 from time import time_ns
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
@@ -66,7 +66,7 @@ class LightSpan(Span):
     _instrumentation_info = None
     _record_end_metrics = None
     # Only code of the SDK that we did not override would take it; nothing here is held for long.
-    _lock: ClassVar[Any] = threading.RLock()
+    _lock: Any = threading.RLock()
 
     def __init__(
         self,
@@ -85,9 +85,11 @@ class LightSpan(Span):
         self._parent = parent
         self._kind = kind
         self._attributes: Any = attributes
+        if len(attributes) > owner.room:
+            self._bounded()
         if links:
             self._links = BoundedList.from_seq(owner.limits.max_links, links)
-        self._start_time = start_time or time_ns()
+        self._start_time = time_ns() if start_time is None else start_time
 
     @property
     def _resource(self) -> Resource:  # type: ignore[override]
@@ -95,14 +97,14 @@ class LightSpan(Span):
 
     @property
     def _instrumentation_scope(self) -> InstrumentationScope:  # type: ignore[override]
-        return self._owner.scope
+        return cast("InstrumentationScope", self._owner.scope)
 
     @property
     def _limits(self) -> Any:
         return self._owner.limits
 
     @property
-    def _span_processor(self) -> Any:
+    def _span_processor(self) -> Any:  # type: ignore[override]
         return self._owner.processor
 
     def _bounded(self) -> BoundedAttributes:
@@ -128,7 +130,7 @@ class LightSpan(Span):
         if self._end_time is not None:
             return
         held = self._attributes
-        if type(held) is dict and type(value) in _PLAIN and key and len(held) < self._owner.room:
+        if type(held) is dict and type(value) in _PLAIN and type(key) is str and key and len(held) < self._owner.room:
             held[key] = value
         else:
             self._bounded()[key] = value
@@ -189,7 +191,7 @@ class LightSpan(Span):
         End the span and hand it to the pipeline; a second call changes nothing.
         """
         if self._end_time is None:
-            self._end_time = end_time or time_ns()
+            self._end_time = time_ns() if end_time is None else end_time
             self._owner.on_end(self)
 
 
@@ -223,6 +225,7 @@ class Tracer:
         self._provider: TracerProvider | None = None
         self._processors: Sequence[Any] = ()
         self._tracer: trace_api.Tracer = trace_api.NoOpTracer()
+        self._seen_sampler: Any = None
         self._sampler: RatioSampler | None = None
         self.limits: Any = None
         self.room = 0
@@ -242,7 +245,7 @@ class Tracer:
         Look once at what stands behind the provider, and again when it changes.
         """
         self._sampler = None
-        self._processors = ()
+        self.processor = None
         self._tracer = provider.get_tracer(self._name, self._version, SCHEMA_URL)
         self._provider = provider
         tracer = self._tracer
@@ -257,12 +260,12 @@ class Tracer:
         self.processor = multi = tracer.span_processor
         self.limits = tracer._span_limits
         self.scope = tracer._instrumentation_scope
-        if not isinstance(multi, SynchronousMultiSpanProcessor):
-            return
+        self._seen_sampler = tracer.sampler
         self._processors = processors = multi._span_processors
         limits = self.limits
         if (
             own_ids
+            and isinstance(multi, SynchronousMultiSpanProcessor)
             and type(tracer.sampler) is RatioSampler
             and all(getattr(processor, "accepts_light_spans", False) for processor in processors)
             and isinstance(tracer._tracer_metrics, NoOpTracerMetrics)
@@ -276,6 +279,8 @@ class Tracer:
         """
         Return a new trace id, from the provider's own generator where it has one (X-Ray's, for instance).
         """
+        if self._provider is None:
+            self._resolve(self._fixed or trace_api.get_tracer_provider())
         tracer = self._tracer
         if isinstance(tracer, SdkTracer) and isinstance(tracer.id_generator, CorrelationIdGenerator):
             return tracer.id_generator.generate_trace_id()
@@ -301,8 +306,7 @@ class Tracer:
             kind: Span kind.
             context: Where the parent and the identity are.
             attributes: Clean attribute values, or a function that collects them, called only when somebody will see
-            them. The
-                dict belongs to the span afterwards.
+                them. The dict belongs to the span afterwards.
             trace_id: The trace id of a root span; ignored when there is a parent; random if None.
             minted: Whether ``trace_id`` is random, and not taken from a request id.
             links: Valid links.
@@ -310,7 +314,11 @@ class Tracer:
         """
         provider = self._fixed or trace_api.get_tracer_provider()
         if provider is not self._provider or (
-            self.processor is not None and self.processor._span_processors is not self._processors
+            self.processor is not None
+            and (
+                self.processor._span_processors is not self._processors
+                or cast("SdkTracer", self._tracer).sampler is not self._seen_sampler
+            )
         ):
             self._resolve(provider)
         sampler = self._sampler
