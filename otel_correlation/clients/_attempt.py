@@ -79,6 +79,7 @@ class ClientConfig:
         on_async_request: As ``on_request``, awaited, for asynchronous clients.
         on_async_response: As ``on_response``, awaited, for asynchronous clients.
         outbound: The policy by URL; everything leaves if None.
+        options: The keyword arguments that all this was built from.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class ClientConfig:
         "on_async_response",
         "on_request",
         "on_response",
+        "options",
         "outbound",
         "request_headers",
         "response_headers",
@@ -110,7 +112,9 @@ class ClientConfig:
         on_async_request: Callable[[Span, Any], Awaitable[object]] | None = None,
         on_async_response: Callable[[Span, Any, Any], Awaitable[object]] | None = None,
         outbound: Outbound | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
+        self.options = options or {}
         self.settings = settings
         self.tracer = tracer
         self.excluded = excluded

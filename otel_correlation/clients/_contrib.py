@@ -191,28 +191,29 @@ def refresh() -> None:
             library.everywhere = _config(**library.options)
 
 
-def _config(
-    *,
-    tracer_provider: Any = None,
-    meter_provider: Any = None,
-    excluded_urls: str | None = None,
-    request_hook: Any = None,
-    response_hook: Any = None,
-    async_request_hook: Any = None,
-    async_response_hook: Any = None,
-    **others: Any,
-) -> ClientConfig:
+def refresh() -> None:
+    """
+    Build every configuration again, after the settings have changed.
+    """
+    for library in _plug.libraries.values():
+        if library.everywhere is not None:
+            library.everywhere = _config(**library.everywhere.options)
+        for client in list(library.clients):
+            setattr(client, CONFIG, _config(**client.__dict__[CONFIG].options))
+
+
+def _config(**options: Any) -> ClientConfig:
     """
     Build a configuration from contrib's keyword arguments; what is not given comes from the settings.
 
     Raises:
         ConfigError: A hook that cannot be called, or something that is no provider.
     """
-    del others  # contrib ignores them, too
-    hooks = (request_hook, response_hook, async_request_hook, async_response_hook)
+    hooks = [options.get(name) for name in _HOOKS]
     for name, hook in zip(_HOOKS, hooks, strict=True):
         if hook is not None and not callable(hook):
             raise ConfigError(f"{name}={hook!r}: pass a function, or None")
+    tracer_provider, meter_provider = options.get("tracer_provider"), options.get("meter_provider")
     if tracer_provider is not None and not hasattr(tracer_provider, "get_tracer"):
         raise ConfigError(f"tracer_provider={tracer_provider!r}: pass a TracerProvider, or None")
     if meter_provider is not None and not hasattr(meter_provider, "get_meter"):
@@ -220,20 +221,22 @@ def _config(
     if _plug.settings is None:
         raise ConfigError("otel-correlation was deactivated: activate it again first")
     settings = _plug.settings()
+    excluded = options.get("excluded_urls")
     sanitize = settings.sanitize_fields
     requests, responses = settings.capture_client_request, settings.capture_client_response
     return ClientConfig(
         settings,
         tracer=None if settings.sdk_disabled else Tracer(SCOPE_NAME, tracer_provider),
-        excluded=_excluded(settings.excluded_client if excluded_urls is None else excluded_urls),
+        excluded=_excluded(settings.excluded_client if excluded is None else excluded),
         request_headers=HeaderCapture(requests, sanitize, "http.request.header.") if requests else None,
         response_headers=HeaderCapture(responses, sanitize, "http.response.header.") if responses else None,
         duration=None if settings.sdk_disabled else _duration(meter_provider or get_meter_provider()),
-        on_request=_request_hook(request_hook, is_async=False),
-        on_response=_response_hook(response_hook, is_async=False),
-        on_async_request=_request_hook(async_request_hook, is_async=True),
-        on_async_response=_response_hook(async_response_hook, is_async=True),
+        on_request=_request_hook(hooks[0], is_async=False),
+        on_response=_response_hook(hooks[1], is_async=False),
+        on_async_request=_request_hook(hooks[2], is_async=True),
+        on_async_response=_response_hook(hooks[3], is_async=True),
         outbound=_plug.outbound,
+        options=options,
     )
 
 
