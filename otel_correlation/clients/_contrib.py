@@ -184,15 +184,6 @@ def instrument_everything() -> None:
 
 def refresh() -> None:
     """
-    Read the settings again, where all clients are instrumented; hooks and providers stay.
-    """
-    for library in _plug.libraries.values():
-        if library.everywhere is not None:
-            library.everywhere = _config(**library.options)
-
-
-def refresh() -> None:
-    """
     Build every configuration again, after the settings have changed.
     """
     for library in _plug.libraries.values():
@@ -305,7 +296,6 @@ def _instrument(self: Any, **options: Any) -> None:
         message = f"{self._module_name} must be installed"
         raise ModuleNotFoundError(message)
     library = _plug.library(module)
-    library.options = options
     library.everywhere = _config(**options)
     library.settle()
 

@@ -252,14 +252,12 @@ class Library:
 
     Attributes:
         everywhere: What holds for every client that was told nothing of its own; None switches them off.
-        options: The keyword arguments that ``everywhere`` was built from.
         clients: The clients that were told something of their own.
     """
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.everywhere: ClientConfig | None = None
-        self.options: dict[str, Any] = {}
         self.clients: WeakSet[Any] = WeakSet()
         self.body = _sync_stream(module.SyncByteStream)
         self.async_body = _async_stream(module.AsyncByteStream)
