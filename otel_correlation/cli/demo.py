@@ -45,6 +45,7 @@ _POLL_S: Final = 0.05
 _SERVER_SPANS: Final = 3
 _CLIENT_SPANS: Final = 2
 _ATTEMPTS: Final = 3
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _PortTakenError(Exception):
@@ -95,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
             screen.line(f"                       curl -i -H 'X-Request-ID: {FAILING_ID}' http://127.0.0.1:8000/...")
             screen.line(f"                       otel-correlation find {FAILING_ID}")
             if arguments.keep:
-                screen.line()
-                screen.line(("The page:", "bold"), f"  {server.url}  (Ctrl-C ends the demo)")
                 with contextlib.suppress(KeyboardInterrupt):
+                    screen.line()
+                    screen.line(("The page:", "bold"), f"  {server.url}  (Ctrl-C ends the demo)")
                     server.wait()
     return OK
 
@@ -132,7 +133,8 @@ def _services(screen: Screen, shop: Path, endpoint: str, port: int) -> Generator
                 ports = {name: _port(port and port + 1 + offset) for offset, name in enumerate(reversed(SERVICES))}
                 try:
                     for name in SERVICES:
-                        processes[name] = _start(name, shop, endpoint, ports, Path(logs, name))
+                        with _signals_later():
+                            processes[name] = _start(name, shop, endpoint, ports, Path(logs, name))
                     _wait_until_ready(processes, ports, Path(logs))
                 except _PortTakenError as error:
                     if port or attempt == _ATTEMPTS:
@@ -145,7 +147,11 @@ def _services(screen: Screen, shop: Path, endpoint: str, port: int) -> Generator
                 yield f"http://{HOST}:{ports['gateway']}"
                 return
             finally:
-                _stop(processes)
+                try:
+                    _stop(processes)
+                finally:
+                    # A signal may have come before the first call was ready for one.
+                    _stop(processes)
 
 
 def _port(wanted: int) -> int:
@@ -206,11 +212,23 @@ def _listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
+@contextlib.contextmanager
+def _signals_later() -> Generator[None]:
+    """
+    Let a signal wait for the end of the block: one inside Popen would lose the process that was just started.
+    """
+    came: list[int] = []
+    with on_signals(_ENDING, lambda number, _frame: came.append(number)):
+        yield
+    for number in came:
+        signal.raise_signal(number)
+
+
 def _stop(processes: dict[str, subprocess.Popen[bytes]]) -> None:
     """
     End every process: gracefully, then for certain; an impatient second Ctrl-C must not leave one behind.
     """
-    with on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN):
+    with on_signals(_ENDING, signal.SIG_IGN):
         for process in processes.values():
             process.terminate()
         deadline = time.monotonic() + STOP_S

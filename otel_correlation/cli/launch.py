@@ -8,6 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from otel_correlation.semconv import OTEL_CORRELATION_STORES
+from otel_correlation.stores.search import DEFAULT_STORE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -23,6 +26,14 @@ _PER_SIGNAL: Final = (
     "CLIENT_CERTIFICATE",
     "COMPRESSION",
 )
+
+
+def find_command(url: str) -> str:
+    """
+    Return how to call ``find`` so that it asks the viewer at ``url``.
+    """
+    where = "" if url == DEFAULT_STORE else f"{OTEL_CORRELATION_STORES}={url} "
+    return f"{where}otel-correlation find ID"
 
 
 def instrumented(command: Sequence[str]) -> list[str]:

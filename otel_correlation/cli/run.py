@@ -16,7 +16,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.cli import USAGE, CommandError, on_signals
-from otel_correlation.cli.launch import environment, instrumented
+from otel_correlation.cli.launch import environment, find_command, instrumented
 from otel_correlation.local import LocalServer
 from otel_correlation.local.store import StoreFileError
 from otel_correlation.semconv import DISTRO_NAME
@@ -59,11 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         if shutil.which(command[0], path=env["PATH"]) is None:
             raise CommandError(f"{command[0]}: command not found", _NOT_FOUND)
         print(f"otel-correlation: traces and logs go to {url} ({where})", file=sys.stderr)
-        print(
-            f"otel-correlation: find a request: OTEL_CORRELATION_STORES={url} otel-correlation find ID",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"otel-correlation: find a request: {find_command(url)}", file=sys.stderr, flush=True)
         return _run(instrumented(command), env)
 
 

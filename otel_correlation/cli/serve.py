@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from otel_correlation.cli import FAILED, OK, CommandError
+from otel_correlation.cli.launch import find_command
 from otel_correlation.local import LocalServer
 from otel_correlation.local.store import StoreFileError
 
@@ -37,7 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     Serve until interrupted; return 0, or 1 if the server ended by itself.
     """
-    with open_server(arguments.host, arguments.port, arguments.db) as server:
+    with (
+        contextlib.suppress(KeyboardInterrupt, SystemExit),
+        open_server(arguments.host, arguments.port, arguments.db) as server,
+    ):
         if not server.loopback:
             print(
                 f"warning: {arguments.host} can be reached from other machines, without a password: "
@@ -49,10 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"Viewer and OTLP/HTTP receiver: {server.url} (kept {kept}; Ctrl-C ends it)\n"
             f"Send traces and logs:  OTEL_EXPORTER_OTLP_ENDPOINT={server.url} OTEL_LOGS_EXPORTER=otlp "
             "opentelemetry-instrument uvicorn main:app\n"
-            f"Find one request:      OTEL_CORRELATION_STORES={server.url} otel-correlation find ID",
+            f"Find one request:      {find_command(server.url)}",
             flush=True,
         )
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            server.wait()
-            return FAILED
+        server.wait()
+        return FAILED
     return OK

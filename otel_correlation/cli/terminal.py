@@ -32,13 +32,19 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would exit with status 1; ``main`` knows that a reader who has seen enough is no failure.
+        raise  # noqa: PLE0704 - called while BrokenPipeError is handled
+
+
 class Screen:
     """
     Lines on stdout: styled on a terminal, plain elsewhere, never wrapped or cut, never interpreted as markup.
     """
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+        self._console = _Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
     @property
     def width(self) -> int:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _FRAME: Final = re.compile(
     r'^[\s|+]*File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
 )
-# Frames of installed packages, of the standard library and of generated code are not the application's.
-_FOREIGN: Final = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python\d|^<")
+# Frames of installed packages, of ours, of the standard library and of generated code are not the application's.
+_FOREIGN: Final = re.compile(r"[/\\](?:site-packages|dist-packages|otel_correlation|python\d\.\d+t?)[/\\]|^<")
 _HTTP_FAILURE: Final = 500
 
 

@@ -1,0 +1,249 @@
+"""
+``otel-correlation serve``, ``run`` and ``doctor`` as processes: what they print, pass on and leave behind.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from otel_correlation.local import LocalServer
+from tests.integration.services import clean_environment, free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAIN = [sys.executable, "-c", "from otel_correlation.cli import main; raise SystemExit(main())"]
+DEADLINE_S = 60
+
+
+def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MAIN, *arguments],
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*MAIN, *arguments],
+        env=clean_environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_serve_serves_until_it_is_told_to_end(number: signal.Signals, tmp_path: Path) -> None:
+    """
+    It says where it is and what to do next; Ctrl-C, kill and a closed terminal end it with status 0.
+    """
+    with start("serve", "--port", "0", "--db", str(tmp_path / "spans.db")) as process:
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            url = next(word for word in first.split() if word.startswith("http://"))
+            assert httpx.get(f"{url}/healthz", trust_env=False).json()["service"] == "otel-correlation"
+        finally:
+            process.send_signal(number)
+        # Not communicate(): it would miss what readline() has buffered.
+        out = process.stdout.read()
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (0, "")
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT=" + url in out
+    assert f"OTEL_CORRELATION_STORES={url} otel-correlation find" in out
+    assert (tmp_path / "spans.db").exists()
+
+
+def test_serve_warns_when_others_can_read() -> None:
+    """
+    Bound beyond loopback, it says so on stderr.
+    """
+    with start("serve", "--host", "0.0.0.0", "--port", "0") as process:
+        assert process.stderr is not None
+        assert "0.0.0.0 can be reached from other machines" in process.stderr.readline()
+        process.terminate()
+
+
+@pytest.mark.parametrize("command", [("serve",), ("demo",)])
+def test_a_port_in_use_is_one_line(command: tuple[str, ...]) -> None:
+    """
+    No traceback: the address, the reason, and what to do, with a status that is not 0.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = call(*command, "--port", port)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"port {port}" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    """
+    The database's own words and the file's name, with status 2.
+    """
+    for command in (("serve", "--db", str(tmp_path)), ("run", "--db", str(tmp_path), "--port", "0", "--", "true")):
+        done = call(*command)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert str(tmp_path) in done.stderr
+
+
+def test_run_sends_the_commands_telemetry_to_the_viewer() -> None:
+    """
+    The command runs under opentelemetry-instrument with both signals sent here, whatever receiver the shell had named.
+    """
+    script = """
+import json, os, sys, urllib.request
+url = os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+from opentelemetry import trace
+with urllib.request.urlopen(url + "/healthz") as response:
+    health = json.load(response)
+print(json.dumps({"provider": type(trace.get_tracer_provider()).__module__, "health": health["service"],
+                  "env": {k: v for k, v in os.environ.items() if k.startswith("OTEL_")}}))
+sys.exit(7)
+"""
+    done = call(
+        *("run", "--port", "0", "--", sys.executable, "-c", script),
+        OTEL_EXPORTER_OTLP_ENDPOINT="https://prod.example:4318",
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="https://prod.example:4318/v1/traces",
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=secret",
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_TRACES_SAMPLER_ARG="0.5",
+        HTTP_PROXY="http://127.0.0.1:9",
+    )
+    assert done.returncode == 7, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["provider"].startswith("opentelemetry.sdk")
+    assert told["health"] == "otel-correlation"
+    env = told["env"]
+    assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] in done.stderr
+    assert (env["OTEL_TRACES_EXPORTER"], env["OTEL_LOGS_EXPORTER"]) == ("otlp", "otlp")
+    assert env["OTEL_EXPORTER_OTLP_PROTOCOL"] == "http/protobuf"
+    assert env["OTEL_TRACES_SAMPLER_ARG"] == "0.5"
+    assert not {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"} & set(env)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_passes_signals_on(number: signal.Signals) -> None:
+    """
+    The command gets the signal once and its own status comes back.
+    """
+    script = f"""
+import signal, sys
+signal.signal({int(number)}, lambda *_: sys.exit(40))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+    with start("run", "--port", "0", "--", sys.executable, "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 40
+
+
+def test_run_tells_of_a_signal_as_a_shell_does() -> None:
+    """
+    A command that a signal ended gives 128 and its number.
+    """
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert call("run", "--port", "0", "--", sys.executable, "-c", script).returncode == 128 + signal.SIGKILL
+
+
+def test_run_uses_what_already_listens() -> None:
+    """
+    With a viewer on the port the command sends there; with another program there, too, and it says which it is.
+    """
+    with LocalServer(port=0) as local:
+        done = call("run", "--port", str(local.port), "--", "true")
+        assert (done.returncode, "a viewer that already runs" in done.stderr) == (0, True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = call("run", "--port", str(other.getsockname()[1]), "--", "true")
+        assert (done.returncode, "something else" in done.stderr) == (0, True)
+
+
+def test_run_without_a_command_or_with_an_unknown_one() -> None:
+    """
+    One line each: an example of use with status 2, and a shell's status 127.
+    """
+    for arguments, status in (
+        (("run",), 2),
+        (("run", "--"), 2),
+        (("run", "--port", "0", "--", "no-such-program"), 127),
+    ):
+        done = call(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is() -> None:
+    """
+    With a receiver that listens: status 0, our distribution runs, and the defaults are named.
+    """
+    with LocalServer(port=0) as local:
+        done = call("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=local.url, OTEL_SERVICE_NAME="shop")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    for line in (
+        "No problem found",
+        "distro         otel_correlation",
+        "service        shop",
+        "parentbased_traceidratio 1",
+    ):
+        assert line in done.stdout
+
+
+def test_doctor_names_every_problem() -> None:
+    """
+    Nobody listening, another distribution chosen, a misspelt setting, a wrong value: each is one marked line, status 1.
+    """
+    done = call(
+        "doctor",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
+        OTEL_PYTHON_DISTRO="other",
+        OTEL_CORRELATION_MINTT="uuid",
+        OTEL_TRACES_SAMPLER_ARG="1.5",
+        FASTAPI_OTEL_AUTO_CONFIGURE="true",
+    )
+    problems = [line for line in done.stdout.splitlines() if "PROBLEM" in line]
+    assert done.returncode == 1
+    for text in (
+        "takes the traces",
+        "OTEL_PYTHON_DISTRO=otel_correlation",
+        "OTEL_CORRELATION_MINTT",
+        "OTEL_TRACES_SAMPLER_ARG",
+    ):
+        assert sum(text in line for line in problems) == 1, (text, problems)
+    assert len(problems) == 4
+    assert "4 problems found" in done.stdout
+    assert "FASTAPI_OTEL_AUTO_CONFIGURE is on" in done.stdout
+
+
+def test_doctor_shows_no_secret() -> None:
+    """
+    Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.
+    """
+    done = call(
+        "doctor",
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer hunter2,x-team=hunter2",
+        OTEL_EXPORTER_OTLP_TRACES_HEADERS="api-key=hunter2",
+        OTEL_EXPORTER_OTLP_CLIENT_KEY="/home/hunter2/key.pem",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://user:hunter2@127.0.0.1:1",
+        OTEL_CORRELATION_STORES="jaeger=http://user:hunter2@127.0.0.1:1",
+        OTEL_SERVICE_NAME="shop\x1b[31m",
+    )
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "authorization=***,x-team=***" in done.stdout
+    assert "\x1b" not in done.stdout
