@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.trace import TracerProvider
-from otlp_sink import Answer, OtlpSink
 
 from otel_correlation import export, guard, settings
 from otel_correlation._version import __version__
 from otel_correlation.export import sending
+from tests.integration.otlp_sink import Answer, OtlpSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
