@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from otel_correlation.settings import Settings
 
 # What the export says about itself must not be exported: each failed batch would feed the next one.
-_NEVER: Final = ("opentelemetry.", "otel_correlation.export")
+_NEVER: Final = "opentelemetry"
 _RECENT: Final = 1024
 _LOGGERS: Final = 1024
 # Of the SDK's 128; more would make it warn with every record.
@@ -71,7 +71,7 @@ class Export:
 
     def _emit(self, record: logging.LogRecord) -> None:
         context = get_current()
-        if record.name.startswith(_NEVER) or record.name == "opentelemetry":
+        if record.name.partition(".")[0] == _NEVER:
             return
         # Exporters of others mark their threads with this key; user code inside of a request may set it, too.
         if context.get(_SUPPRESS_INSTRUMENTATION_KEY) and identity.get_from(context) is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard
@@ -19,6 +18,8 @@ from otel_correlation.logs.lines import SUMMARY_LOGGER, JsonLines, TextLines, as
 from otel_correlation.logs.record import seams
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from otel_correlation.settings import Settings
 
 LOG_LEVEL_ENV: Final = "OTEL_PYTHON_LOG_LEVEL"
@@ -28,7 +29,7 @@ _SERVER: Final = "uvicorn"
 # Top-level loggers whose handlers say nothing about the application: servers configure their own, and SQLAlchemy adds
 # one for ``echo=True``.
 _NOT_THE_APPLICATION: Final = frozenset(
-    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "sqlalchemy"}
+    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "sqlalchemy"}
 )
 # Their INFO (and DEBUG) lines hold whole URLs.
 _URL_LOGGERS: Final = ("httpx", "httpcore", "httpx2", "httpcore2")
@@ -42,6 +43,7 @@ _STOCK_FORMATS: Final = frozenset(
     }
 )
 _STOCK_FORMATTERS: Final = frozenset({"uvicorn.logging", "logging"})
+_FASTAPI_CLI: Final = "fastapi_cli."
 
 _request_logger: Final = logging.getLogger(SUMMARY_LOGGER)
 
@@ -78,7 +80,6 @@ class _State:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
         self.settings: Settings | None = None
         self.settled = False
         self.pending: list[str] = []
@@ -92,23 +93,20 @@ class _State:
 
 _state: Final = _State()
 
-
-def _after_fork() -> None:
-    _state.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# The lock of logging itself: dictConfig() holds it when it calls us, and making a handler takes it, so one of our own
+# could be taken in two orders. logging renews it after a fork.
+_lock: Final[AbstractContextManager[Any]] = logging._lock  # type: ignore[attr-defined]
 
 
 def install(settings: Settings) -> None:
     """
     Begin to watch; nothing is written before ``settle``. A second call changes only the settings.
     """
-    with _state.lock:
+    level = _Level(_wanted_level())
+    with _lock:
         first = _state.settings is None
         _state.settings = settings
-        _state.level = _Level(_wanted_level())
+        _state.level = level
         if not first:
             return
         for name in _URL_LOGGERS:
@@ -122,7 +120,7 @@ def uninstall() -> None:
     """
     Take everything back.
     """
-    with _state.lock:
+    with _lock:
         _deactivate()
         _restore_level(logging.getLogger(), logging.WARNING)
         for name in _URL_LOGGERS:
@@ -156,7 +154,7 @@ def settle() -> None:
     """
     if _state.settled:
         return
-    with _state.lock:
+    with _lock:
         settings = _state.settings
         if _state.settled or settings is None:
             return
@@ -169,6 +167,8 @@ def settle() -> None:
                 _activate(settings)
             if settings.log_format != "none" or seams.export is not None:
                 _raise_level()
+            seams.route = _route
+            seams.reconsider = _reconsider
         pending, _state.pending = _state.pending, []
     for text in pending:
         guard.logger.info("%s", text)
@@ -178,7 +178,7 @@ def startup_line(text: str) -> None:
     """
     Say ``text`` once, at INFO, as soon as it is decided where lines go.
     """
-    with _state.lock:
+    with _lock:
         if not _state.settled:
             _state.pending.append(text)
             return
@@ -269,15 +269,13 @@ def _activate(settings: Settings) -> None:
         # Its records are not even made: the summary line replaces them.
         access.disabled = True
         _state.silenced = access
-    seams.route = _route
-    seams.reconsider = _reconsider
 
 
 def _deactivate() -> None:
+    seams.route = seams.reconsider = None
     handler = _state.handler
     if handler is None:
         return
-    seams.route = seams.reconsider = None
     _state.handler = None
     if logging.lastResort is handler:
         logging.lastResort = _state.replaced
@@ -329,7 +327,10 @@ def _is_stock(handler: logging.Handler) -> bool:
     if handler.stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         return False
     formatter = handler.formatter
-    return formatter is None or (type(formatter).__module__ in _STOCK_FORMATTERS and formatter._fmt in _STOCK_FORMATS)
+    if formatter is None:
+        return True
+    module = type(formatter).__module__
+    return (module in _STOCK_FORMATTERS and formatter._fmt in _STOCK_FORMATS) or module.startswith(_FASTAPI_CLI)
 
 
 def _is_taken_over(logger: logging.Logger) -> bool:
@@ -356,12 +357,12 @@ def _before_settled(logger: logging.Logger, record: logging.LogRecord) -> bool:
 
 
 def _route(logger: logging.Logger, record: logging.LogRecord) -> bool:
-    handler = _state.handler
-    if handler is None or logging.root.handlers:
+    if logging.root.handlers:
         _stand_down()
-        # Made because of our level, not the application's.
+        # It may be here because of our level, not the application's.
         return not logger.isEnabledFor(record.levelno)
-    if logger.name.startswith(_SERVER) and _is_taken_over(logger):
+    handler = _state.handler
+    if handler is not None and logger.name.startswith(_SERVER) and _is_taken_over(logger):
         handler.handle(record)
         return True
     return False
@@ -376,7 +377,7 @@ def _stand_down() -> None:
     """
     The application configured logging after all: leave everything to it.
     """
-    with _state.lock:
+    with _lock:
         _deactivate()
         _restore_level(logging.getLogger(), logging.WARNING)
         guard.logger.disabled = False

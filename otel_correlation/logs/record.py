@@ -66,9 +66,10 @@ class _Fields:
             request, bound = found.request_id, found.fields
         else:
             request = ""
-            if record.exc_info and trace is _NO_TRACE:
+            error = record.exc_info
+            if error and trace is _NO_TRACE and type(error) is tuple:
                 # uvicorn logs "Exception in ASGI application" when the request's context is gone.
-                left = identity.stashed(record.exc_info[1])
+                left = identity.stashed(error[1])
                 if left is not None:
                     trace, request = left[:3], left[3]
         trace_id, span_id, flags = trace

@@ -10,9 +10,11 @@ import json
 import logging
 import logging.config
 import sys
+import threading
 from typing import Any
 
 import pytest
+from opentelemetry._logs import NoOpLoggerProvider
 from uvicorn.config import LOGGING_CONFIG
 
 from otel_correlation import guard, logs
@@ -136,6 +138,54 @@ def test_basic_config_after_the_decision_takes_over(level: int | None) -> None:
     shown = {None: ["WARNING"], logging.INFO: ["INFO", "WARNING"], logging.DEBUG: ["DEBUG", "INFO", "WARNING"]}[level]
     assert theirs.getvalue().splitlines() == [f"{name} theirs" for name in shown]
     assert messages(out) == ["ours"]
+
+
+def test_basic_config_takes_over_where_lines_are_off() -> None:
+    """
+    With lines off and logs over OTLP, the level that we set is given back to the application's ``basicConfig()``.
+    """
+    settings = Settings(log_format="none", logs_exporters=("otlp",))
+    with pristine() as out:
+        logs.install(settings)
+        logs.otlp_handler(NoOpLoggerProvider(), settings)
+        logs.settle()
+        assert logging.root.level == logging.INFO
+        logging.basicConfig(stream=out, format="%(message)s")
+        logging.getLogger("app").info("below the level that Python has")
+        logging.getLogger("app").warning("theirs")
+    assert out.getvalue() == "theirs\n"
+
+
+def test_configuring_and_deciding_at_once_never_deadlocks() -> None:
+    """
+    A thread in ``dictConfig()`` and a request that decides do not wait for each other.
+    """
+    with pristine():
+        logs.install(SETTINGS)
+        holds, decided = threading.Event(), threading.Event()
+
+        class Handler(logging.StreamHandler[io.StringIO]):
+            def __init__(self) -> None:  # dictConfig() holds logging's lock while it makes handlers
+                super().__init__(io.StringIO())
+                holds.set()
+                decided.wait(0.1)
+
+        def configure() -> None:
+            config = {"handlers": {"app": {"()": Handler}}, "loggers": {"app": {"handlers": ["app"]}}}
+            logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **config})
+
+        def decide() -> None:
+            holds.wait(30)
+            logs.settle()
+            decided.set()
+
+        threads = [threading.Thread(target=run, daemon=True) for run in (configure, decide)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not logs.active()
 
 
 def test_dict_config_of_one_logger_takes_over() -> None:
