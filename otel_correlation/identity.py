@@ -123,7 +123,7 @@ def stash(error: BaseException) -> None:
     """
     try:
         setattr(error, _STASH, log_ids())
-    except (AttributeError, TypeError):  # an exception class with slots, or a frozen one
+    except Exception:  # noqa: BLE001 - a frozen exception class, or somebody's __setattr__
         return
 
 
@@ -137,5 +137,5 @@ def stashed(error: BaseException | None) -> tuple[str, str, str, str] | None:
         found = getattr(error, _STASH, None)
         if isinstance(found, tuple):
             return cast("tuple[str, str, str, str]", found)
-        error = error.__cause__ or error.__context__
+        error = error.__context__ if error.__cause__ is None else error.__cause__
     return None
