@@ -2,12 +2,15 @@
 Ends of a process at which buffered telemetry would be lost.
 
 Covered: uvicorn however it is started (one worker, ``--workers``, ``--reload``, ``python -m``, ``uvicorn.run()``, under
-gunicorn's uvicorn worker, with ``--preload`` too) on SIGTERM, SIGINT, code reload and ``--limit-max-requests``, and
-every process that ends by itself. uvicorn re-raises SIGTERM with the handler of before once it has stopped, so
-``atexit`` is not reached; what is reached is the end of ``uvicorn.Server._serve``. No signal handler is installed or
-changed, so exit codes stay.
+gunicorn's uvicorn worker, with ``--preload`` too) on SIGTERM, SIGINT, code reload and ``--limit-max-requests``; every
+process that ends by itself; and children of ``multiprocessing``, which skip ``atexit`` when they are forked.
 
-Not covered: SIGKILL, ``os._exit``, and a script without a SIGTERM handler that gets SIGTERM.
+uvicorn re-raises SIGTERM with the handler of before once it has stopped, so ``atexit`` is not reached; what is reached
+is the end of ``uvicorn.Server._serve``. No signal handler is installed or changed, so exit codes stay.
+
+Not covered: SIGKILL, ``os._exit``, a script without a SIGTERM handler that gets SIGTERM, and gunicorn's quick shutdown
+(SIGINT or SIGQUIT to the master alone), which uvicorn's worker ignores until it is killed; then everything that was
+older than the schedule delay is out.
 """
 
 from __future__ import annotations
@@ -84,6 +87,14 @@ def _on_import(module: ModuleType) -> None:
             _wrap_server(module)
 
 
+def _on_multiprocessing(module: ModuleType) -> None:
+    def in_child(flush: Callable[[], None]) -> None:
+        module.Finalize(None, flush, exitpriority=-100)
+
+    # In the child, the finalizers of the parent are cleared first, and these functions are called then.
+    module.register_after_fork(_flush_now, in_child)
+
+
 def install(flush: Callable[[float], object]) -> None:
     """
     Call ``flush`` with its time budget in seconds before this process or any of its servers ends; idempotent.
@@ -97,6 +108,7 @@ def install(flush: Callable[[float], object]) -> None:
     if not _hooked:
         _hooked = True
         register_post_import_hook(_on_import, "uvicorn.server")
+        register_post_import_hook(_on_multiprocessing, "multiprocessing.util")
         return
     if (module := sys.modules.get("uvicorn.server")) is not None:
         _on_import(module)

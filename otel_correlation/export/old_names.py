@@ -27,7 +27,7 @@ _BOTH: Final = {
 OLD_NAMES: Final[dict[SpanKind, dict[str, tuple[str, ...]]]] = {
     SpanKind.SERVER: {
         **_BOTH,
-        "server.address": ("http.host", "net.host.name"),
+        "server.address": ("http.host", "http.server_name", "net.host.name"),
         "server.port": ("net.host.port",),
         "client.address": ("net.peer.ip", "http.client_ip"),
         "client.port": ("net.peer.port",),
@@ -38,6 +38,8 @@ OLD_NAMES: Final[dict[SpanKind, dict[str, tuple[str, ...]]]] = {
         "server.address": ("http.host", "net.peer.name"),
         "server.port": ("net.peer.port",),
     },
+    # Contrib's spans around single ASGI messages, which only exclude_spans=[] asks for.
+    SpanKind.INTERNAL: {"http.response.status_code": ("http.status_code",)},
 }
 
 
@@ -50,7 +52,8 @@ def _composed(attributes: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     query = attributes.get("url.query")
     target = f"{path}?{query}" if query else path
-    old = {"http.target": target}
+    # The path alone, against the old convention's letter: contrib's spans, which this is for, never had the query here.
+    old = {"http.target": path}
     scheme, host, port = (attributes.get(name) for name in ("url.scheme", "server.address", "server.port"))
     if scheme and host:
         default = {"http": 80, "https": 443}.get(scheme)
@@ -65,7 +68,7 @@ def with_old_names(span: ReadableSpan) -> ReadableSpan:
     """
     table = OLD_NAMES.get(span.kind)
     attributes = span.attributes or {}
-    if table is None or "http.request.method" not in attributes:
+    if table is None or not attributes.keys() & {"http.request.method", "asgi.event.type"}:
         return span
     old = _composed(attributes) if span.kind is SpanKind.SERVER else {}
     for name, names in table.items():

@@ -87,6 +87,21 @@ def _is_cut_off(error: Exception | None) -> bool:
     return isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError)
 
 
+def _why(error: BaseException | None) -> str:
+    """
+    Return what the operating system said, such as "Connection refused", or the kind of error.
+    """
+    kind = type(error).__name__
+    for _ in range(8):
+        if error is None:
+            break
+        said = getattr(error, "strerror", None)
+        if isinstance(said, str) and said:
+            return said
+        error = error.__cause__ or error.__context__
+    return kind
+
+
 class Sender:
     """
     Delivers serialized batches to one endpoint, one at a time, for as long as it takes.
@@ -165,7 +180,7 @@ class Sender:
                 delay = _extract_retry_after(result)
                 warned = "is not taking"
             elif self._transport.is_connection_error(result.error) or _is_cut_off(result.error):
-                self.trouble = type(result.error).__name__
+                self.trouble = _why(result.error)
                 warned = "cannot be reached for"
                 if _maybe_delivered(result.error):
                     guard.count(f"{self.kind}.possible_duplicates", count)
@@ -174,7 +189,7 @@ class Sender:
                 elif self._unreachable_since is None:
                     self._unreachable_since = time.monotonic()
             else:
-                self.trouble = type(result.error).__name__
+                self.trouble = _why(result.error)
                 self._refused("not_sendable", count)
                 return False
             if not again_now:

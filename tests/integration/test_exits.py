@@ -187,6 +187,35 @@ def test_a_script_that_ends_by_itself_loses_nothing(ending: str, code: int, tmp_
     assert len(sink.spans) == 30
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_process_loses_nothing(method: str, tmp_path: Path) -> None:
+    """
+    Children of ``multiprocessing`` and the workers of a process pool flush at their end, each its own spans.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from opentelemetry import trace\n"
+        "def step(name):\n"
+        "    trace.get_tracer('script').start_span(name).end()\n"
+        "if __name__ == '__main__':\n"
+        f"    context = multiprocessing.get_context('{method}')\n"
+        "    step('parent')\n"
+        "    child = context.Process(target=step, args=('child',))\n"
+        "    child.start()\n"
+        "    child.join()\n"
+        "    with ProcessPoolExecutor(1, context) as pool:\n"
+        "        pool.submit(step, 'pool').result()\n"
+        "    assert child.exitcode == 0\n"
+    )
+    with OtlpSink() as sink:
+        command = [str(BIN / ZERO), sys.executable, str(script)]
+        done = subprocess.run(command, env=buffering(sink), timeout=60, check=False, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(span.name for span in sink.spans) == ["child", "parent", "pool"], done.stderr
+
+
 def test_uvicorn_is_not_imported_for_a_process_without_it(tmp_path: Path) -> None:
     """
     Waiting for the end of servers imports no server.

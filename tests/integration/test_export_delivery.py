@@ -242,7 +242,7 @@ def test_leaving_an_unreachable_collector_takes_two_seconds_at_most(caplog: pyte
     pipeline.shutdown()
     assert time.monotonic() - begun < export.EXIT_BUDGET_S  # without the rule it would take all of it
     assert guard.counters()["spans.dropped.shutdown"] == 3
-    assert lines(caplog)[-1] == "3 spans were lost at exit: ConnectionError"
+    assert lines(caplog)[-1] == "3 spans were lost at exit: Connection refused"
 
 
 def test_leaving_for_good_and_then_ending_takes_the_time_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +257,7 @@ def test_leaving_for_good_and_then_ending_takes_the_time_once(caplog: pytest.Log
     pipeline.shutdown()
     assert time.monotonic() - begun < 1.5
     assert [line for line in lines(caplog) if line.startswith("Not delivered")] == [
-        "Not delivered, and lost if the process ends now: 1 spans (ConnectionError)"
+        "Not delivered, and lost if the process ends now: 1 spans (Connection refused)"
     ]
 
 
