@@ -68,7 +68,8 @@ def with_old_names(span: ReadableSpan) -> ReadableSpan:
     """
     table = OLD_NAMES.get(span.kind)
     attributes = span.attributes or {}
-    if table is None or not attributes.keys() & {"http.request.method", "asgi.event.type"}:
+    mark = "asgi.event.type" if span.kind is SpanKind.INTERNAL else "http.request.method"
+    if table is None or mark not in attributes:
         return span
     old = _composed(attributes) if span.kind is SpanKind.SERVER else {}
     for name, names in table.items():

@@ -40,10 +40,11 @@ def test_a_server_span_gets_the_old_names() -> None:
     old = {
         "http.method": "GET",
         "http.status_code": 200,
-        "http.target": "/items/1?q=x",
+        "http.target": "/items/1",
         "http.url": "http://localhost:8000/items/1?q=x",
         "http.scheme": "http",
         "http.host": "localhost",
+        "http.server_name": "localhost",
         "net.host.name": "localhost",
         "net.host.port": 8000,
         "net.peer.ip": "127.0.0.1",
@@ -79,14 +80,22 @@ def test_a_client_span_gets_the_old_names() -> None:
 
 def test_other_spans_are_handed_through() -> None:
     """
-    A span that is no HTTP span, or neither SERVER nor CLIENT, is the same object.
+    A span that is no HTTP span, or an application's own, is the same object.
     """
     for kind, attributes in (
         (SpanKind.CLIENT, {"db.system": "x"}),
-        (SpanKind.INTERNAL, {"http.request.method": "GET"}),
+        (SpanKind.INTERNAL, {"http.request.method": "GET", "http.response.status_code": 200}),
     ):
         span = ReadableSpan("s", CONTEXT, kind=kind, attributes=attributes)
         assert with_old_names(span) is span
+
+
+def test_contribs_message_spans_get_the_old_status() -> None:
+    """
+    The span around the sending of a response's start has the old status beside the new one.
+    """
+    new = {"asgi.event.type": "http.response.start", "http.response.status_code": 500}
+    assert translated(SpanKind.INTERNAL, new) == {**new, "http.status_code": 500}
 
 
 def test_the_rest_of_the_span_stays_and_own_values_win() -> None:
