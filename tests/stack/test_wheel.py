@@ -1,0 +1,106 @@
+"""
+The built wheel in a fresh virtual environment, as a team installs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.integration.otlp_sink import OtlpSink
+from tests.integration.services import Service, clean_environment
+from tests.integration.test_zero_code import APP
+from tests.stack.harness import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(*command: object, **options: object) -> str:
+    """
+    Run a command and return what it printed; its output is the failure's text.
+    """
+    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return str(ended.stdout)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    A virtual environment with the wheel and uvicorn, nothing else of ours.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    pins = re.findall(
+        r"^([a-z0-9._-]+==[^ \\]+(?: ; [^\\]+)?)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE
+    )
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(pins))
+    run(sys.executable, "-m", "venv", folder / "venv")
+    python = folder / "venv/bin/python"
+    install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints)
+    run(*install, wheel, "uvicorn", "httpx", cwd=folder)
+    return folder / "venv"
+
+
+def test_zero_code_with_the_wheel_and_no_setting(installed: Path, tmp_path: Path) -> None:
+    """
+    `opentelemetry-instrument uvicorn main:app` sends spans to port 4318 and prints lines with ids, with no variable set.
+    """
+    (tmp_path / "main.py").write_text(APP)
+    binaries = installed / "bin"
+    environment = clean_environment()
+    environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
+    command = (str(binaries / "opentelemetry-instrument"), "uvicorn", "main:app", "--port", "{port}")
+    with OtlpSink(port=4318) as sink:
+        with Service(command, tmp_path, environment) as service:
+            response = httpx.get(f"{service.url}/items/7", headers={"x-request-id": "order-7781-customer-quote"})
+            service.stop()
+        spans = [span for span in sink.spans if span.attributes.get("http.route") == "/items/{item_id}"]
+    assert response.headers["x-request-id"] == "order-7781-customer-quote"
+    assert [(span.name, span.kind) for span in spans] == [("GET /items/{item_id}", "SERVER")]
+    assert spans[0].resource["telemetry.distro.name"] == "otel-correlation"
+    lines = [json.loads(line) for line in service.stdout().splitlines() if line.startswith("{")]
+    mine = [line for line in lines if line.get("request_id") == "order-7781-customer-quote"]
+    assert {line["trace_id"] for line in mine} == {spans[0].trace_id}
+
+
+def test_a_missing_extra_is_one_clear_line(installed: Path) -> None:
+    """
+    Without the extra [local], `otel-correlation serve` names the pip command and ends with status 2.
+    """
+    ended = subprocess.run(
+        [installed / "bin/otel-correlation", "serve"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=clean_environment(),
+    )
+    assert ended.returncode == 2
+    assert "otel-correlation[local]" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_propagator_does_not_stop_the_start(installed: Path, tmp_path: Path) -> None:
+    """
+    With the wheel, OTEL_PROPAGATORS=bogus leaves the service running, and one line says so.
+    """
+    (tmp_path / "main.py").write_text(APP)
+    environment = clean_environment(OTEL_PROPAGATORS="bogus", OTEL_TRACES_EXPORTER="none")
+    environment["PATH"] = f"{installed / 'bin'}{os.pathsep}{environment['PATH']}"
+    command = (str(installed / "bin/opentelemetry-instrument"), "uvicorn", "main:app", "--port", "{port}")
+    with Service(command, tmp_path, environment) as service:
+        response = httpx.get(f"{service.url}/items/7")
+        service.stop()
+    assert len(response.headers["x-request-id"]) == 32
+    assert service.stdout().count("OTEL_PROPAGATORS='bogus'") == 1
