@@ -83,7 +83,7 @@ def tell(
     spans, lines = sum(len(trace.spans) for trace in traces), sum(len(trace.logs) for trace in traces)
     screen.line(
         (f"Looked in {'; '.join(store.name for store in stores)}: ", _SOFT),
-        (f"{len(traces)} trace{'s' * (len(traces) != 1)}, {spans} spans, {lines} log lines", _SOFT),
+        (", ".join((_count(len(traces), "trace"), _count(spans, "span"), _count(lines, "log line"))), _SOFT),
     )
     for error in errors:
         screen.line((f"Not asked: {error}", _BAD))
@@ -198,6 +198,10 @@ def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
     screen.line("  - the request may be older than what the store keeps, or younger than a second")
     elsewhere = f"{OTEL_CORRELATION_STORES} names other stores"
     screen.line((f"Next: `otel-correlation doctor` in the service's environment; {elsewhere}", _SOFT))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _title(span: Span) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from otel_correlation.local import LocalServer
+from otel_correlation.local import LocalServer, LocalStore
 from tests.integration.services import clean_environment, free_port
 
 if TYPE_CHECKING:
@@ -247,3 +247,30 @@ def test_doctor_shows_no_secret() -> None:
     assert "hunter2" not in done.stdout + done.stderr
     assert "authorization=***,x-team=***" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_the_viewer_does_not_trace_itself(tmp_path: Path) -> None:
+    """
+    Started under opentelemetry-instrument and told to export to itself, it answers requests and its store stays empty.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_LOGS_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "10"}
+    instrument = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+    # Exporter and viewer flush before they end, into one file that is read afterwards.
+    path = str(tmp_path / "spans.db")
+    command = [sys.executable, "-c", instrument, *MAIN, "serve", "--port", str(port), "--db", path]
+    with subprocess.Popen(command, env=clean_environment(**variables), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            while url not in process.stdout.readline():
+                pass
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                for asked in ("/", "/api/traces", "/nothing", f"/api/find/{'a' * 32}"):
+                    assert client.get(asked).status_code in (200, 404)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+    store = LocalStore(path)
+    assert store.recent().result() == []
+    store.close()

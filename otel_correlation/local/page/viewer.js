@@ -27,7 +27,8 @@ const clock = (value) => {
   const at = moment(value);
   return Number.isNaN(at.getTime()) ? "?" : at.toTimeString().slice(0, 8) + "." + String(at.getMilliseconds()).padStart(3, "0");
 };
-const day = (value) => (Number.isNaN(moment(value).getTime()) ? "?" : moment(value).toLocaleString());
+const day = (value) => (Number.isNaN(moment(value).getTime()) ? "?" : moment(value).toLocaleString([], { dateStyle: "medium", timeStyle: "long" }));
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 const traceLink = (id) => "#/trace/" + encodeURIComponent(id);
 
 function title(span) {
@@ -55,7 +56,7 @@ function summary(trace) {
     bad ? text(" failed", "span", "bad") : "", " ",
     text(`${entry ? took(milliseconds(ns(entry.start_ns), ns(entry.end_ns))) + " · " : ""}${day(trace.start_ns)}`, "span", "soft"),
     element("div", {}, text("request id ", "span", "soft"), text(trace.request_ids.join(", ") || "none", "span", "id")),
-    element("div", { class: "soft" }, clean(`${trace.services.join(" → ")} · ${trace.spans} spans · ${trace.logs} log lines`)));
+    element("div", { class: "soft" }, clean(`${trace.services.join(" → ")} · ${count(trace.spans, "span")} · ${count(trace.logs, "log line")}`)));
 }
 
 function facts(pairs) {
@@ -147,7 +148,7 @@ function story(trace) {
     article.append(element("section", { class: "cause" }, text(fatal ? "Cause" : "Handled on the way", "h2"),
       element("p", {}, text(service, "strong"), " ", text(place, "span", "place")), text(message ? `${type}: ${message}` : type, "p")));
   }
-  if (trace.spans.length) article.append(text(`Waterfall (${trace.spans.length} spans)`, "h2"), waterfall(trace.spans));
+  if (trace.spans.length) article.append(text(`Waterfall (${count(trace.spans.length, "span")})`, "h2"), waterfall(trace.spans));
   article.append(text(`Log lines (${trace.logs.length})`, "h2"), trace.logs.length ? logLines(trace.logs) : text("None. Services send theirs with OTEL_LOGS_EXPORTER=otlp.", "p", "soft"));
   return article;
 }
@@ -176,8 +177,10 @@ async function show() {
   const [, page, encoded] = /^#\/(\w*)\/?(.*)$/.exec(location.hash) || ["", "", ""];
   let again = false;
   let nodes;
+  let name = "";
   try {
     const id = decodeURIComponent(encoded);
+    name = id && clean(id) + " · ";
     if (page === "trace") {
       const trace = await get("/api/traces/" + encodeURIComponent(id));
       nodes = trace ? [story(trace)] : [text(`No trace ${id} here`, "h2")];
@@ -194,6 +197,7 @@ async function show() {
     again = !page;
   }
   if (mine !== shown) return;
+  document.title = name + "otel-correlation";
   // A list that a person reads by keyboard must not move the focus away.
   if (nodes && !(again && main.contains(document.activeElement) && document.activeElement !== main)) main.replaceChildren(...nodes);
   if (again) timer = setTimeout(() => (document.hidden ? (timer = setTimeout(show, REFRESH_MS)) : show()), REFRESH_MS);
