@@ -10,7 +10,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry._logs import LogRecord
+from opentelemetry._logs import LogRecord, get_logger_provider
+from opentelemetry._logs._internal import ProxyLoggerProvider
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
 from opentelemetry.sdk._logs import ReadWriteLogRecord
 from opentelemetry.sdk._logs._internal import Logger as SdkLogger
@@ -68,6 +69,17 @@ class Export:
             guard.count("internal_error.logs.export")
         finally:
             busy.clear()
+
+    def doubles(self, handler: logging.Handler) -> bool:
+        """
+        Return whether ``handler`` is OpenTelemetry's own, on our provider: contrib's logging instrumentation adds one.
+        """
+        if not type(handler).__module__.startswith("opentelemetry."):
+            return False
+        provider = getattr(handler, "_logger_provider", None)
+        if isinstance(provider, ProxyLoggerProvider):
+            provider = get_logger_provider()
+        return provider is self._provider
 
     def _emit(self, record: logging.LogRecord) -> None:
         context = get_current()

@@ -26,10 +26,10 @@ LOG_LEVEL_ENV: Final = "OTEL_PYTHON_LOG_LEVEL"
 
 _ACCESS: Final = "uvicorn.access"
 _SERVER: Final = "uvicorn"
-# Top-level loggers whose handlers say nothing about the application: servers configure their own, and SQLAlchemy adds
-# one for ``echo=True``.
+# Top-level loggers whose handlers say nothing about the application: servers configure their own, SQLAlchemy adds one
+# for ``echo=True``, and OpenTelemetry's logging instrumentation has one for its own troubles.
 _NOT_THE_APPLICATION: Final = frozenset(
-    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "sqlalchemy"}
+    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "sqlalchemy", "opentelemetry"}
 )
 # Their INFO (and DEBUG) lines hold whole URLs.
 _URL_LOGGERS: Final = ("httpx", "httpcore", "httpx2", "httpcore2")
@@ -238,20 +238,36 @@ def _configured() -> bool:
     """
     Return whether the application configured logging itself.
     """
-    # None is how an application says that it wants no line of last resort.
-    if logging.getLogger().handlers or logging.lastResort is None:
+    if logging.lastResort is None:  # how an application says that it wants no line of last resort
         return True
-    loggers = list(logging.Logger.manager.loggerDict.items())
+    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
     return any(
         isinstance(logger, logging.Logger) and any(_counts(logger, handler) for handler in logger.handlers)
-        for _, logger in loggers
+        for logger in loggers
     )
 
 
 def _counts(logger: logging.Logger, handler: logging.Handler) -> bool:
-    if isinstance(handler, logging.NullHandler):
-        return False
-    return logger.name.partition(".")[0] not in _NOT_THE_APPLICATION
+    return _shows(handler) and logger.name.partition(".")[0] not in _NOT_THE_APPLICATION
+
+
+def _shows(handler: logging.Handler) -> bool:
+    """
+    Return whether ``handler`` makes lines; a library's ``NullHandler`` and OpenTelemetry's own handler do not.
+    """
+    return not isinstance(handler, logging.NullHandler) and not type(handler).__module__.startswith("opentelemetry.")
+
+
+def _handlers_of(logger: logging.Logger) -> list[logging.Handler]:
+    """
+    Return every handler that a record of ``logger`` is given to.
+    """
+    found: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        found += at.handlers
+        at = at.parent if at.propagate else None
+    return found
 
 
 def _activate(settings: Settings) -> None:
@@ -335,17 +351,10 @@ def _is_stock(handler: logging.Handler) -> bool:
 
 def _is_taken_over(logger: logging.Logger) -> bool:
     """
-    Return whether every handler that ``logger`` would call is one that the server set by itself, on the console.
+    Return whether every handler that shows lines of ``logger`` is one that the server set by itself, on the console.
     """
-    found = False
-    at: logging.Logger | None = logger
-    while at is not None:
-        for handler in at.handlers:
-            if not _is_stock(handler):
-                return False
-            found = True
-        at = at.parent if at.propagate else None
-    return found
+    shown = [handler for handler in _handlers_of(logger) if _shows(handler)]
+    return bool(shown) and all(_is_stock(handler) for handler in shown)
 
 
 def _before_settled(logger: logging.Logger, record: logging.LogRecord) -> bool:
@@ -357,15 +366,28 @@ def _before_settled(logger: logging.Logger, record: logging.LogRecord) -> bool:
 
 
 def _route(logger: logging.Logger, record: logging.LogRecord) -> bool:
-    if logging.root.handlers:
+    root = logging.root
+    if root.handlers and any(_shows(handler) for handler in root.handlers):
         _stand_down()
         # It may be here because of our level, not the application's.
         return not logger.isEnabledFor(record.levelno)
-    handler = _state.handler
-    if handler is not None and logger.name.startswith(_SERVER) and _is_taken_over(logger):
-        handler.handle(record)
-        return True
-    return False
+    ours = _state.handler
+    if ours is None:
+        return False
+    handlers = _handlers_of(logger)
+    if not handlers:
+        return False  # Logger.callHandlers gives it to the handler of last resort: ours
+    shown = [handler for handler in handlers if _shows(handler)]
+    if not shown:
+        ours.handle(record)  # as a handler on the root logger would
+        return False
+    if not logger.name.startswith(_SERVER) or not all(_is_stock(handler) for handler in shown):
+        return False
+    ours.handle(record)
+    for handler in handlers:
+        if handler not in shown and record.levelno >= handler.level:
+            handler.handle(record)
+    return True
 
 
 def _reconsider(logger: logging.Logger, handler: logging.Handler) -> None:

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.context import get_current
 from opentelemetry.trace.propagation import _SPAN_KEY
@@ -106,6 +106,23 @@ class _Fields:
         return text
 
 
+class Exports(Protocol):
+    """
+    What sends records away.
+    """
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        """
+        Take one record that a logger let through, before its handlers do.
+        """
+
+    def doubles(self, handler: logging.Handler) -> bool:
+        """
+        Return whether ``handler`` would send the same records to the same place.
+        """
+        ...
+
+
 class _Seams:
     """
     What is active now: the wrappers below stay pass-through while these are None.
@@ -115,8 +132,7 @@ class _Seams:
 
     def __init__(self) -> None:
         self.fields: _Fields | None = None
-        # Called with every record that a logger lets through, before its handlers.
-        self.export: Callable[[logging.LogRecord], None] | None = None
+        self.export: Exports | None = None
         # Called instead of the logger's handlers; returns False to let them have the record.
         self.route: Callable[[logging.Logger, logging.LogRecord], bool] | None = None
         # Called when a logger got a handler.
@@ -209,6 +225,9 @@ def _our_add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
 def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any:
     if _SEEN not in record.__dict__:  # made by hand and given to a handler
         enrich(record)
+    export = seams.export
+    if export is not None and export.doubles(self):
+        return False
     return _handler_handle.original(self, record)
 
 

@@ -11,13 +11,14 @@ import logging.config
 import logging.handlers
 import pickle
 import queue
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
-from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler, LogRecordProcessor
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from uvicorn.config import LOGGING_CONFIG
 
@@ -140,6 +141,49 @@ def test_a_record_that_is_handled_again_is_not_exported_again(exported: Exported
     foreign = logging.makeLogRecord({**kept.records[0].__dict__, "process": 1, "created": 1.0})
     logger.handle(foreign)
     assert exported.bodies() == ["hello", "hello"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_opentelemetrys_own_handler_doubles_nothing(when: str) -> None:
+    """
+    Beside contrib's logging instrumentation, which puts a handler on the root logger, records go out once, lines too.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        handler_class = LoggingHandler
+        with pristine() as out:
+            if when == "before":
+                exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+                provider = LoggerProvider(shutdown_on_exit=False)
+                provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+                logging.root.addHandler(handler_class(logger_provider=provider))
+                logs.install(SETTINGS)
+                logs.otlp_handler(provider, SETTINGS)
+            else:
+                exported = Exported()
+                exporter = exported.exporter
+                logging.root.addHandler(handler_class(logger_provider=exported.provider))
+            logging.config.dictConfig(copy.deepcopy(LOGGING_CONFIG))
+            logs.settle()
+            logging.getLogger("app").info("hello")
+            logging.getLogger("uvicorn.error").info("hello")
+            assert logs.active()
+    assert len(exporter.get_finished_logs()) == 2
+    assert out.getvalue().count('"message": "hello"') == 2
+
+
+def test_a_handler_of_another_provider_keeps_its_records(exported: Exported) -> None:
+    """
+    Who sends records to a second place by OpenTelemetry's handler still does.
+    """
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        logging.root.addHandler(LoggingHandler(logger_provider=provider))
+    logging.getLogger("app").info("hello")
+    assert (len(exported.bodies()), len(exporter.get_finished_logs())) == (1, 1)
 
 
 def test_levels_and_filters_of_loggers_count(exported: Exported) -> None:
