@@ -1,6 +1,7 @@
 # The only commands a person or CI needs; `make help` lists them.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
+REQUIREMENTS ?= requirements/dev.txt
 BIN := $(VENV)/bin
 
 .PHONY: help setup demo check test cov stack bench lock clean
@@ -9,11 +10,11 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-$(VENV)/.installed: requirements/dev.txt pyproject.toml
+$(VENV)/.installed: $(REQUIREMENTS) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "otel-correlation needs Python 3.11 or newer; none was found"; exit 1; }
 	@echo "setting up $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(REQUIREMENTS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -43,8 +44,11 @@ bench: setup ## side by side with stock, CPU per request
 	$(BIN)/python benchmarks/side_by_side.py
 
 lock: ## renew the pinned requirements (needs uv)
-	uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra config --group test --group check \
-	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements/dev.txt
+	uv pip compile pyproject.toml $(LOCK) --output-file requirements/dev.txt
+	uv pip compile pyproject.toml $(LOCK) --constraint requirements/oldest.in --output-file requirements/oldest.txt
+
+LOCK := --universal --python-version 3.11 --extra local --extra config --group test --group check \
+  --generate-hashes --no-emit-index-url --no-header --quiet
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) dist build .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache
