@@ -102,6 +102,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         partial(collect, scope, record, headers),
         trace_id=trace_id,
         minted=minted,
+        start_time=record.start_time,
     )
     record.span = who.span = values[_SPAN_KEY] = span
     if span.is_recording():

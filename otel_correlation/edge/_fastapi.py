@@ -243,18 +243,44 @@ def _patched_middleware_call(original: Any) -> Any:
     @functools.wraps(original)
     async def __call__(self: OpenTelemetryMiddleware, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807
         app: ASGIApp = self.app
-        record = scope.get(semconv.SCOPE_KEY)
-        if isinstance(record, Record):
-            hook = self.server_request_hook
-            if hook is not None and record.span is not None:
-                call_hook(record.span, hook, scope)
+        hook = self.server_request_hook
+        if hook is not None:
+            app = _hooked(app, hook)
+        if semconv.SCOPE_KEY in scope:
             await app(scope, receive, send)
-        elif _plug.everywhere is not None and scope["type"] in ("http", "websocket"):
-            await serve(_plug.everywhere, app, scope, receive, send)
+            return
+        config = _config_inside(self.app)
+        if config is not None and scope["type"] in ("http", "websocket"):
+            await serve(config, app, scope, receive, send)
         else:
             await original(self, scope, receive, send)
 
     return __call__
+
+
+def _hooked(app: ASGIApp, hook: Any) -> ASGIApp:
+    async def hooked(scope: Scope, receive: Receive, send: Send) -> None:
+        record = scope.get(semconv.SCOPE_KEY)
+        if isinstance(record, Record) and record.recording is not None:
+            call_hook(record.recording, hook, scope)
+        await app(scope, receive, send)
+
+    return hooked
+
+
+def _config_inside(app: Any) -> ServerConfig | None:
+    """
+    Return the configuration of the FastAPI application that middleware wraps, or of all of them.
+    """
+    for _ in range(100):
+        if isinstance(app, fastapi.FastAPI):
+            config: ServerConfig | None = app.__dict__.get(_APP_CONFIG, _plug.everywhere)
+            return config
+        inner = getattr(app, "app", None)
+        if inner is None:
+            break
+        app = inner
+    return _plug.everywhere
 
 
 def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:

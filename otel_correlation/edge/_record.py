@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from time import perf_counter_ns
+from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -140,6 +140,7 @@ class Record:
         self.config = config
         self.method = method
         self.name = self._span_name = method if method in _METHODS else _span_method(method)
+        self.start_time = time_ns()
         self.started_ns = perf_counter_ns()
 
     @property
@@ -260,8 +261,8 @@ def finish(record: Record, scope: Scope) -> None:
             if status >= 500 and error is None:
                 span.set_attribute(error_attributes.ERROR_TYPE, str(status))
                 span.set_status(StatusCode.ERROR)
-        start_ns = getattr(span, "start_time", None)
-        span.end(start_ns + elapsed_ns if isinstance(start_ns, int) else None)
+        # Monotonic: a clock that is set while a request runs makes no negative or endless span.
+        span.end(record.start_time + elapsed_ns)
     metrics = record.config.metrics
     if metrics is not None and scope["type"] == "http":
         metrics.finished(record, scope, elapsed_ns / 1e9)

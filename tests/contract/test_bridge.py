@@ -4,6 +4,7 @@ The bridge contract, points 1 to 3, end to end: which ids a request gets from wh
 
 from __future__ import annotations
 
+import json
 import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -106,8 +107,6 @@ def test_mapping_table(wire: Wire, headers: Headers, trace: str | None, request_
     assert reply.request_id == final
     assert span.attributes is not None
     assert span.attributes["request_id"] == final
-    import json
-
     body = json.loads(reply.body)
     assert body["header"] == [final]
     assert body["state"] == body["request_id"] == final
@@ -171,7 +170,11 @@ def test_two_fields_are_refused(wire: Wire) -> None:
     Two request id fields are no list: a new id takes their place, also in what the application sees.
     """
     seen: list[Request] = []
-    reply = call(application(seen), path="/ids", headers=[(b"x-request-id", b"first-id-000001"), (b"x-request-id", b"second-id-00001")])
+    reply = call(
+        application(seen),
+        path="/ids",
+        headers=[(b"x-request-id", b"first-id-000001"), (b"x-request-id", b"second-id-00001")],
+    )
     assert seen[0].headers.getlist("x-request-id") == [reply.request_id]
     assert reply.request_id not in ("first-id-000001", "second-id-00001")
     assert len(wire.servers) == 1
@@ -198,8 +201,6 @@ def test_unsampled_keeps_ids(wire: Wire) -> None:
     """
     wire.configure(ratio=0.0)
     reply = call(application(), path="/ids", headers=given(UUID))
-    import json
-
     log = json.loads(reply.body)["log"]
     assert wire.spans == []
     assert log[0] == UUID.replace("-", "")
@@ -223,8 +224,6 @@ def test_sdk_disabled(wire: Wire) -> None:
     Without the SDK there are no spans and no trace ids; the request id goes on.
     """
     wire.configure(sdk_disabled=True)
-    import json
-
     reply = call(application(), path="/ids", headers=given(LONG, PARENT))
     assert json.loads(reply.body)["log"] == ["", "", "", LONG]
     assert reply.request_id == LONG
@@ -262,7 +261,7 @@ def test_other_header_names(wire: Wire) -> None:
     ]
     for headers, expected in cases:
         (value,) = call(application(), path="/ids", headers=headers).all("x-trace-key")
-        assert value == (expected or f"{wire.servers[-1].context.trace_id:032x}")  # type: ignore[union-attr]
+        assert value == (expected or f"{wire.servers[-1].context.trace_id:032x}")
 
 
 def test_refused_value_of_another_header_is_unseen(wire: Wire) -> None:
@@ -315,7 +314,11 @@ def test_foreign_propagator(wire: Wire) -> None:
     A propagator that the application made the global one decides which trace a request belongs to.
     """
     propagate.set_global_textmap(Rot13())
-    reply = call(application(), path="/ids", headers=[(b"x-own-trace", TRACE.encode()), (b"traceparent", PARENT.replace(b"0", b"1"))])
+    reply = call(
+        application(),
+        path="/ids",
+        headers=[(b"x-own-trace", TRACE.encode()), (b"traceparent", PARENT.replace(b"0", b"1"))],
+    )
     span = wire.server
     assert span.parent is not None
     assert f"{span.parent.trace_id:032x}" == TRACE

@@ -264,7 +264,9 @@ async def talk(app: Any, scope: dict[str, Any], messages: Sequence[Any] = ()) ->
     return reply
 
 
-def open_socket(app: Any, *messages: Any, path: str = "/ws", headers: Headers | None = None, denial: bool = True) -> Reply:
+def open_socket(
+    app: Any, *messages: Any, path: str = "/ws", headers: Headers | None = None, denial: bool = True
+) -> Reply:
     """
     Hold one WebSocket conversation, in an event loop of its own.
     """
