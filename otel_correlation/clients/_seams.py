@@ -55,6 +55,13 @@ def running() -> Attempt | None:
     return None if found is _BUSY else found
 
 
+def _is_sending(request: Any) -> bool:
+    """
+    Tell whether this very request is under way already: somebody patched between two patches of ours.
+    """
+    return getattr(_running.get(), "request", None) is request
+
+
 class _Inside:
     """
     Make an attempt current, and whatever was before again.
@@ -323,7 +330,7 @@ class Library:
     def _single(self, original: Any) -> Any:
         def _send_single_request(client: Any, request: Any) -> Any:
             config = self._config_of(client)
-            if config is None:
+            if config is None or _is_sending(request):
                 return original(client, request)
             if config is OFF:
                 token = _running.set(_BUSY)
@@ -338,7 +345,7 @@ class Library:
     def _single_async(self, original: Any) -> Any:
         async def _send_single_request(client: Any, request: Any) -> Any:
             config = self._config_of(client)
-            if config is None:
+            if config is None or _is_sending(request):
                 return await original(client, request)
             if config is OFF:
                 token = _running.set(_BUSY)
