@@ -189,66 +189,6 @@ def test_run_without_a_command_or_with_an_unknown_one() -> None:
         assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
 
 
-def test_doctor_finds_nothing_wrong_where_nothing_is() -> None:
-    """
-    With a receiver that listens: status 0, our distribution runs, and the defaults are named.
-    """
-    with LocalServer(port=0) as local:
-        done = call("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=local.url, OTEL_SERVICE_NAME="shop")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    for line in (
-        "No problem found",
-        "distro         otel_correlation",
-        "service        shop",
-        "parentbased_traceidratio 1",
-    ):
-        assert line in done.stdout
-
-
-def test_doctor_names_every_problem() -> None:
-    """
-    Nobody listening, another distribution chosen, a misspelt setting, a wrong value: each is one marked line, status 1.
-    """
-    done = call(
-        "doctor",
-        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
-        OTEL_PYTHON_DISTRO="other",
-        OTEL_CORRELATION_MINTT="uuid",
-        OTEL_TRACES_SAMPLER_ARG="1.5",
-        FASTAPI_OTEL_AUTO_CONFIGURE="true",
-    )
-    problems = [line for line in done.stdout.splitlines() if "PROBLEM" in line]
-    assert done.returncode == 1
-    for text in (
-        "takes the traces",
-        "OTEL_PYTHON_DISTRO=otel_correlation",
-        "OTEL_CORRELATION_MINTT",
-        "OTEL_TRACES_SAMPLER_ARG",
-    ):
-        assert sum(text in line for line in problems) == 1, (text, problems)
-    assert len(problems) == 4
-    assert "4 problems found" in done.stdout
-    assert "FASTAPI_OTEL_AUTO_CONFIGURE is on" in done.stdout
-
-
-def test_doctor_shows_no_secret() -> None:
-    """
-    Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.
-    """
-    done = call(
-        "doctor",
-        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer hunter2,x-team=hunter2",
-        OTEL_EXPORTER_OTLP_TRACES_HEADERS="api-key=hunter2",
-        OTEL_EXPORTER_OTLP_CLIENT_KEY="/home/hunter2/key.pem",
-        OTEL_EXPORTER_OTLP_ENDPOINT="http://user:hunter2@127.0.0.1:1",
-        OTEL_CORRELATION_STORES="jaeger=http://user:hunter2@127.0.0.1:1",
-        OTEL_SERVICE_NAME="shop\x1b[31m",
-    )
-    assert "hunter2" not in done.stdout + done.stderr
-    assert "authorization=***,x-team=***" in done.stdout
-    assert "\x1b" not in done.stdout
-
-
 def test_the_viewer_does_not_trace_itself(tmp_path: Path) -> None:
     """
     Started under opentelemetry-instrument and told to export to itself, it answers requests and its store stays empty.

@@ -4,11 +4,15 @@ The receiver and viewer over real HTTP: status codes and bodies of OTLP/HTTP, th
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
 import socket
-from typing import TYPE_CHECKING
+import sqlite3
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 import httpx
@@ -23,6 +27,8 @@ from tests.local_payloads import REQUEST_ID, TRACE_ID, as_otlp_json, checkout, l
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from otel_correlation.local import LocalStore
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -255,3 +261,55 @@ def test_uvicorns_loggers_are_left_to_the_application(local: LocalServer) -> Non
     """
     assert local.url
     assert logging.getLogger("uvicorn").handlers == []
+
+
+def test_a_flood_is_told_to_come_again(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    When too much waits for the store, the sender gets a retryable 503 with Retry-After, and nothing is lost silently.
+    """
+    monkeypatch.setattr(server, "MAX_PENDING_BYTES", 0)
+    response = send(client, "/v1/traces", traces(checkout().spans).SerializeToString())
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    monkeypatch.undo()
+    send_checkout(client)
+
+
+def test_a_store_that_cannot_write_is_503() -> None:
+    """
+    A full disk is the sender's reason to try again, not to drop: 503 with the database's own words.
+    """
+
+    class FullDisk:
+        def add(self, *_parts: object) -> Future[None]:
+            done: Future[None] = Future()
+            done.set_exception(sqlite3.OperationalError("database or disk is full"))
+            return done
+
+    async def post() -> httpx.Response:
+        viewer = server.Viewer(cast("LocalStore", FullDisk()))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://viewer") as client:
+            body = traces(checkout().spans).SerializeToString()
+            return await client.post("/v1/traces", content=body, headers={"content-type": PROTOBUF})
+
+    response = asyncio.run(post())
+    assert (response.status_code, "disk is full" in Status.FromString(response.content).message) == (503, True)
+
+
+def test_many_senders_at_once(local: LocalServer) -> None:
+    """
+    Batches of many connections are all found afterwards, each trace whole.
+    """
+
+    def send_one(number: int) -> int:
+        made = [
+            replace(part, trace_id=f"{number:032x}", attributes={"request_id": f"r{number}"})
+            for part in checkout().spans
+        ]
+        with httpx.Client(base_url=local.url, trust_env=False) as client:
+            return send(client, "/v1/traces", traces(made).SerializeToString()).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(send_one, range(1, 101))) == {200}
+    for number in range(1, 101):
+        (found,) = local.store.find(f"r{number}").result()
+        assert (found.trace_id, len(found.spans)) == (f"{number:032x}", 5)

@@ -237,3 +237,15 @@ def test_threads_share_one_store() -> None:
         thread.join()
     assert store.counts.rows == 160
     store.close()
+
+
+def test_a_batch_that_cannot_be_written_leaves_nothing(store: LocalStore) -> None:
+    """
+    A failure in the middle of a batch undoes the batch, its counts too, and the next one is taken.
+    """
+    keep(store, root(1))
+    with pytest.raises(UnicodeEncodeError):
+        keep(store, root(2), root(3, name="\ud800"))
+    assert store.counts.rows == 1
+    keep(store, root(4))
+    assert [str(summary["trace_id"])[-1] for summary in store.recent().result()] == ["4", "1"]

@@ -1,0 +1,140 @@
+"""
+``otel-correlation doctor``: what it finds, and what it keeps to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from otel_correlation.cli import main
+from otel_correlation.local import LocalServer
+from tests.integration.services import clean_environment, free_port
+
+
+@dataclass(frozen=True)
+class Told:
+    status: int
+    out: str
+    err: str
+
+
+Doctor = Callable[..., Told]
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """
+    Runs the command with exactly these OpenTelemetry variables.
+    """
+
+    def run(**variables: str) -> Told:
+        for name in set(os.environ) - set(clean_environment()):
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        status = main(["doctor"])
+        captured = capsys.readouterr()
+        return Told(status, captured.out, captured.err)
+
+    return run
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is(doctor: Doctor) -> None:
+    """
+    With a receiver that listens: status 0, our distribution runs, and the defaults are named.
+    """
+    with LocalServer(port=0) as local:
+        done = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=local.url, OTEL_SERVICE_NAME="shop")
+    assert (done.status, done.err) == (0, ""), done.out
+    for line in (
+        "No problem found",
+        "distro         otel_correlation",
+        "service        shop",
+        "parentbased_traceidratio 1",
+    ):
+        assert line in done.out
+
+
+def test_doctor_names_every_problem(doctor: Doctor) -> None:
+    """
+    Nobody listening, another distribution chosen, a misspelt setting, a wrong value: each is one marked line, status 1.
+    """
+    done = doctor(
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
+        OTEL_PYTHON_DISTRO="other",
+        OTEL_CORRELATION_MINTT="uuid",
+        OTEL_TRACES_SAMPLER_ARG="1.5",
+        FASTAPI_OTEL_AUTO_CONFIGURE="true",
+    )
+    problems = [line for line in done.out.splitlines() if "PROBLEM" in line]
+    assert done.status == 1
+    for text in (
+        "takes the traces",
+        "OTEL_PYTHON_DISTRO=otel_correlation",
+        "OTEL_CORRELATION_MINTT",
+        "OTEL_TRACES_SAMPLER_ARG",
+    ):
+        assert sum(text in line for line in problems) == 1, (text, problems)
+    assert len(problems) == 4
+    assert "4 problems found" in done.out
+    assert "FASTAPI_OTEL_AUTO_CONFIGURE is on" in done.out
+
+
+def test_doctor_shows_no_secret(doctor: Doctor) -> None:
+    """
+    Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.
+    """
+    done = doctor(
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer hunter2,x-team=hunter2",
+        OTEL_EXPORTER_OTLP_TRACES_HEADERS="api-key=hunter2",
+        OTEL_EXPORTER_OTLP_CLIENT_KEY="/home/hunter2/key.pem",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://user:hunter2@127.0.0.1:1",
+        OTEL_CORRELATION_STORES="jaeger=http://user:hunter2@127.0.0.1:1",
+        OTEL_SERVICE_NAME="shop\x1b[31m",
+    )
+    assert "hunter2" not in done.out + done.err
+    assert "authorization=***,x-team=***" in done.out
+    assert "\x1b" not in done.out
+
+
+def test_doctor_works_where_the_extra_is_missing(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It is the command that tells what is missing, so it needs nothing of it.
+    """
+    for name in ("rich", "uvicorn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "missing uvicorn, rich" in doctor(OTEL_TRACES_EXPORTER="none").out
+
+
+def test_doctor_is_content_where_nothing_is_sent(doctor: Doctor) -> None:
+    """
+    Exporters that are off need no receiver; logs that are on are looked for at their own endpoint.
+    """
+    assert doctor(OTEL_TRACES_EXPORTER="none").status == 0
+    told = doctor(
+        OTEL_TRACES_EXPORTER="none",
+        OTEL_LOGS_EXPORTER="otlp",
+        OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"http://127.0.0.1:{free_port()}/v1/logs",
+    )
+    assert (told.status, "nobody takes the logs" in told.out) == (1, True)
+
+
+def test_doctor_says_what_is_switched_off(doctor: Doctor) -> None:
+    """
+    A switch that explains why nothing is seen is a problem by name, however odd the endpoint beside it.
+    """
+    told = doctor(
+        OTEL_CORRELATION_ENABLED="false",
+        OTEL_SDK_DISABLED="true",
+        OTEL_EXPORTER_OTLP_ENDPOINT="localhost:4317",
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx",
+    )
+    assert told.status == 1
+    for text in ("OTEL_CORRELATION_ENABLED is false", "OTEL_SDK_DISABLED is true", "(disabled: httpx)", "otlp (grpc)"):
+        assert text in told.out
