@@ -156,6 +156,42 @@ while True:
     assert process.returncode == 40
 
 
+def test_ctrl_c_on_a_terminal_reaches_the_command_once() -> None:
+    """
+    A terminal sends Ctrl-C to the command itself; passed on as well, it would end uvicorn without its graceful stop.
+    """
+    script = """
+import signal, sys
+count = 0
+def again(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, again)
+print("ready", flush=True)
+while not count:
+    signal.pause()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+second = signal.sigtimedwait([signal.SIGINT], 1)
+sys.exit(50 + count + (second is not None))
+"""
+    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    command = [*MAIN, "run", "--port", "0", "--", sys.executable, "-c", script]
+    with subprocess.Popen(
+        [sys.executable, "-c", terminal, *command],
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while b"ready" not in (line := process.stdout.readline()):
+            assert line
+        process.stdin.write(b"\x03")
+        process.stdin.flush()
+        assert process.wait(DEADLINE_S) == 51
+
+
 def test_run_tells_of_a_signal_as_a_shell_does() -> None:
     """
     A command that a signal ended gives 128 and its number.
