@@ -81,7 +81,7 @@ def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> st
         query_values: Which query values stay in uvicorn's lines about requests, as in ``Settings.query_values``.
     """
     try:
-        if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple):
+        if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple) and record.args:
             return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
         return record.getMessage()
     except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit

@@ -135,6 +135,43 @@ def test_arguments_that_do_not_fit_are_shown() -> None:
     assert parsed(record("%d items", ("x",)))["message"] == "%d items (arguments ('x',) do not fit: TypeError)"
 
 
+def test_a_percent_sign_in_a_servers_line_stays() -> None:
+    """
+    A line of the server without arguments is shown as it is.
+    """
+    made = record("100% of 5%d workers")
+    made.name = "uvicorn.error"
+    assert parsed(made)["message"] == "100% of 5%d workers"
+
+
+def test_the_text_of_an_exception_that_has_none_is_a_name() -> None:
+    """
+    An exception whose own text raises does not cost the line.
+    """
+
+    class BrokenError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    try:
+        raise BrokenError
+    except BrokenError:
+        found = parsed(record("failed", exc_info=sys.exc_info()))
+    assert found["message"] == "failed"
+    assert "BrokenError" in found["exception"]
+
+
+def test_a_record_from_another_process_keeps_its_traceback() -> None:
+    """
+    What a queue or a socket left of an exception, its text, is shown; a stack that was asked for, too.
+    """
+    found = parsed(
+        record(exc_text="Traceback ...\nValueError: input_value='x', input_type=str]", stack_info="Stack:\nx")
+    )
+    assert found["exception"] == "Traceback ...\nValueError: input_value=REDACTED, input_type=str]"
+    assert found["stack"] == "Stack:\nx"
+
+
 def test_other_alphabets_are_readable() -> None:
     """
     Text that is not ASCII is written as it is; only what could end a line or change the screen is escaped.

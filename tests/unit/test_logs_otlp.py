@@ -304,6 +304,33 @@ def test_a_strange_value_does_not_spoil_the_batch(value: object, exported: Expor
     assert "thing" in (found[0].log_record.attributes or {}) or value is None
 
 
+def test_secrets_in_an_access_line_are_not_exported() -> None:
+    """
+    Uvicorn's access line, which an application with logging of its own keeps, is exported without sensitive values.
+    """
+    with pristine() as out:
+        exported = Exported()
+        logging.basicConfig(stream=out, level=logging.INFO)
+        line = '%s - "%s %s HTTP/%s" %d'
+        logging.getLogger("uvicorn.access").info(line, "127.0.0.1:1", "GET", "/?email=a@b.example&n=2", "1.1", 200)
+    assert exported.bodies() == ['127.0.0.1:1 - "GET /?email=REDACTED&n=2 HTTP/1.1" 200']
+
+
+def test_the_standard_limits_of_attributes_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    ``OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT`` cuts long values, and a record with endless fields is cut, counted.
+    """
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
+    with pristine():
+        exported = Exported()
+        logging.getLogger("app").warning("hello", extra={"field": "abcdef"})
+        logging.getLogger("app").warning("hello", extra={f"f{number}": 1 for number in range(500)})
+    first, second = exported.records()
+    assert dict(first.log_record.attributes or {})["field"] == "abc"
+    assert len(second.log_record.attributes or {}) < 128
+    assert guard.counters()["log_attributes_dropped"] == 1
+
+
 def test_a_failing_provider_never_reaches_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     An export that raises is counted; the log call returns and the line is written.

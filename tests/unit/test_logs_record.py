@@ -17,8 +17,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, set_span_in_context
 
-from otel_correlation import identity, logs
+from otel_correlation import guard, identity, logs
 from otel_correlation.settings import Settings
 from tests.unit.logs_pristine import SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
 
@@ -352,6 +354,36 @@ def test_an_applications_configuration_shows_the_fields(how: str, when: str, tmp
             handler.close()
     assert target.read_text().splitlines() == ["DEBUG order-7 hello"]
     assert out.getvalue() == ""
+
+
+def test_a_broken_span_never_reaches_user_code(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A span of somebody else that raises costs the ids of one line, which is counted, and nothing else.
+    """
+
+    class Broken(NonRecordingSpan):
+        def get_span_context(self) -> SpanContext:
+            raise OSError
+
+    monkeypatch.delenv(guard.STRICT_ENV)
+    kept = keep(logger, logging.Formatter(FORMATS[0][1]))
+    token = otel_context.attach(set_span_in_context(Broken(INVALID_SPAN_CONTEXT)))
+    logger.info("hello", extra={"request_id": "mine"})
+    otel_context.detach(token)
+    assert kept.lines == ["   mine  hello"]
+    assert guard.counters()["internal_error.logs.fields"] == 1
+
+
+def test_ids_of_many_spans_do_not_mix(logger: logging.Logger) -> None:
+    """
+    However many requests log in turns, each line has the ids of its own; what is remembered for speed is bounded.
+    """
+    kept = keep(logger)
+    for number in [*range(1, 300), *range(1, 300)]:
+        with request(f"order-{number}", trace_id=number):
+            logger.info("hello")
+    ids = [(int(record.__dict__["trace_id"], 16), record.__dict__["request_id"]) for record in kept.records]
+    assert ids == [(number, f"order-{number}") for number in [*range(1, 300), *range(1, 300)]]
 
 
 def test_uninstall_restores_logging() -> None:
