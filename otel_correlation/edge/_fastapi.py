@@ -14,9 +14,11 @@ from weakref import WeakSet
 import fastapi
 import fastapi.routing
 import starlette.routing
+from fastapi.routing import iter_route_contexts
 from opentelemetry import metrics as metrics_api
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
+from starlette.routing import Match
 
 from otel_correlation import guard, logs, semconv
 from otel_correlation.edge._asgi import serve, set_default
@@ -103,7 +105,22 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
         # Unset means none, unless a hook asks for the span that it is called with; [] means contrib's.
         receive_spans=on_receive is not None if left_out is None else "receive" not in left_out,
         send_spans=on_send is not None if left_out is None else "send" not in left_out,
+        look_up=_look_up,
     )
+
+
+def _look_up(scope: Scope) -> str | None:
+    """
+    Match the routes of an application whose middleware answered, as its router would have.
+    """
+    partial = None
+    for route in iter_route_contexts(getattr(scope.get("app"), "routes", ())):
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return None if isinstance(route.original_route, starlette.routing.Mount) else route.path
+        if match is Match.PARTIAL and partial is None:
+            partial = route.path
+    return partial
 
 
 def _patched_call(original: Any) -> Any:

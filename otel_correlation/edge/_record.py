@@ -68,6 +68,7 @@ class ServerConfig:
         client_response_hook: Called with a send span, the scope and the message.
         receive_spans: Whether ``http receive`` spans are made.
         send_spans: Whether ``http send`` spans are made.
+        look_up: Finds the route of a request that middleware answered before the router saw it.
     """
 
     settings: Settings
@@ -82,6 +83,7 @@ class ServerConfig:
     client_response_hook: Hook | None = None
     receive_spans: bool = False
     send_spans: bool = False
+    look_up: Callable[[Scope], str | None] | None = None
     id_names: frozenset[bytes] = field(init=False)
     wanted: frozenset[bytes] = field(init=False)
     id_name: bytes = field(init=False)
@@ -248,6 +250,10 @@ def finish(record: Record, scope: Scope) -> None:
     if isinstance(error, ClientDisconnect):
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
         gone, error = True, None
+    if record.route is None and record.config.look_up is not None and "router" not in scope:
+        route = record.config.look_up(scope)
+        if route is not None:
+            record.matched(route)
     span = record.recording
     if span is not None:
         if error is not None:

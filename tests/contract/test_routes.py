@@ -217,6 +217,26 @@ def test_retry_below_a_copying_middleware(wire: Wire, tmp_path: Path) -> None:
     check(wire, "GET /sub/{tenant}/items/{i}")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name"), [case for case in CASES if "sub" not in case[1] and case[2] != "HTTP"]
+)
+def test_route_of_a_request_that_middleware_answers(
+    wire: Wire, tmp_path: Path, method: str, path: str, name: str
+) -> None:
+    """
+    A request that an authentication middleware turns away is counted under the route that it was for.
+    """
+    app = application(tmp_path)
+
+    async def refuse(request: Any, call_next: Any) -> Any:
+        return PlainTextResponse("no", status_code=401)
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
+    assert call(app, method, path).status == 401
+    # What is mounted is not looked into: its own middleware might have decided otherwise.
+    check(wire, method if "/box/" in path or "{path}" in name else name)
+
+
 def test_name_is_there_early_and_users_name_stays(wire: Wire) -> None:
     """
     A handler sees the span's final name, and one that it chooses itself is kept.
