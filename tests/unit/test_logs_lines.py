@@ -266,6 +266,16 @@ def test_exception_texts_lose_what_a_user_sent(text: str, left: str) -> None:
     assert exception_text((ValueError, error, None)) == f"ValueError: {left}"
 
 
+def test_a_quote_without_an_end_is_dropped_and_costs_no_time() -> None:
+    """
+    A line that only begins like a quoted value loses its rest, and a megabyte of beginnings is no work.
+    """
+    text = exception_text((ValueError, ValueError("x input_value='ada\nnext"), None))
+    assert text == "ValueError: x input_value=REDACTED\nnext"
+    many = exception_text((ValueError, ValueError("input_value=" * 100_000), None))
+    assert many == "ValueError: input_value=REDACTED"
+
+
 def test_pydantics_own_message_loses_its_input() -> None:
     """
     What pydantic really says today is covered.
