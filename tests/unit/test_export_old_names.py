@@ -82,10 +82,11 @@ def test_other_spans_are_handed_through() -> None:
     """
     A span that is no HTTP span, or an application's own, is the same object.
     """
-    for kind, attributes in (
+    others: list[tuple[SpanKind, dict[str, Any]]] = [
         (SpanKind.CLIENT, {"db.system": "x"}),
         (SpanKind.INTERNAL, {"http.request.method": "GET", "http.response.status_code": 200}),
-    ):
+    ]
+    for kind, attributes in others:
         span = ReadableSpan("s", CONTEXT, kind=kind, attributes=attributes)
         assert with_old_names(span) is span
 
