@@ -23,7 +23,7 @@ from otel_correlation.cli import FAILED, OK, CommandError, on_signals
 from otel_correlation.cli.find import tell
 from otel_correlation.cli.launch import environment, instrumented
 from otel_correlation.cli.serve import open_server
-from otel_correlation.cli.terminal import Screen
+from otel_correlation.cli.terminal import Screen, safe
 from otel_correlation.request_id import to_trace_id
 from otel_correlation.stores import cause, entry
 from otel_correlation.stores.embedded import EmbeddedStore
@@ -45,6 +45,7 @@ _POLL_S: Final = 0.05
 _SERVER_SPANS: Final = 3
 _CLIENT_SPANS: Final = 2
 _ATTEMPTS: Final = 3
+_NOT_OURS: Final = ("OTEL_", "FASTAPI_OTEL_", "UVICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -169,14 +170,13 @@ def _port(wanted: int) -> int:
 
 
 def _start(name: str, shop: Path, endpoint: str, ports: dict[str, int], log: Path) -> subprocess.Popen[bytes]:
-    env = environment(os.environ, endpoint) | {
+    # Nothing of this shell's own settings: the demo shows the defaults, and checks that every trace is there.
+    base = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_OURS)}
+    env = environment(base, endpoint) | {
         "OTEL_SERVICE_NAME": name,
         "ORDERS_URL": f"http://{HOST}:{ports['orders']}",
         "INVENTORY_URL": f"http://{HOST}:{ports['inventory']}",
     }
-    # All traces, whatever this shell samples: the demo checks that each is there.
-    for variable in ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG", "OTEL_SDK_DISABLED", "OTEL_CORRELATION_ENABLED"):
-        env.pop(variable, None)
     command = [sys.executable, "-m", "uvicorn", f"{name}:app", "--host", HOST, "--port", str(ports[name])]
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for the demo, which then stops each service once.
@@ -194,15 +194,19 @@ def _start(name: str, shop: Path, endpoint: str, ports: dict[str, int], log: Pat
 def _wait_until_ready(processes: dict[str, subprocess.Popen[bytes]], ports: dict[str, int], logs: Path) -> None:
     deadline = time.monotonic() + START_S
     for name, process in processes.items():
-        while not _listens(ports[name]):
+        # Somebody else may listen on the port: then the service ends.
+        while not _listens(ports[name]) or process.poll() is not None:
             if process.poll() is not None or time.monotonic() > deadline:
-                output = Path(logs, name).read_text(errors="replace")
-                if "address already in use" in output.lower():
-                    raise _PortTakenError(f"port {ports[name]} was taken by another program")
-                why = "did not start in time" if process.poll() is None else f"ended with status {process.returncode}"
-                last = "\n".join(output.splitlines()[-15:])
-                raise CommandError(f"the service {name} {why}; its last lines:\n{last}", FAILED)
+                raise _not_started(name, process.poll(), Path(logs, name).read_text(errors="replace"))
             time.sleep(_POLL_S)
+
+
+def _not_started(name: str, status: int | None, output: str) -> Exception:
+    if "address already in use" in output.lower():
+        return _PortTakenError(f"the port of {name} was taken by another program")
+    why = "did not start in time" if status is None else f"ended with status {status}"
+    last = "\n".join(map(safe, output.splitlines()[-15:]))
+    return CommandError(f"the service {name} {why}; its last lines:\n{last}", FAILED)
 
 
 def _listens(port: int) -> bool:

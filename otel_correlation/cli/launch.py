@@ -51,6 +51,9 @@ def environment(base: Mapping[str, str], endpoint: str) -> dict[str, str]:
     for signal in ("", "TRACES_", "LOGS_", "METRICS_"):
         for name in _PER_SIGNAL:
             env.pop(f"OTEL_EXPORTER_OTLP_{signal}{name}", None)
+    # With another distribution installed beside ours, the first one found would run.
+    for variable in ("OTEL_PYTHON_DISTRO", "OTEL_PYTHON_CONFIGURATOR"):
+        env.setdefault(variable, "otel_correlation")
     env |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",

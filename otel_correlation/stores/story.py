@@ -43,11 +43,18 @@ class Cause:
 def entry(trace: Trace) -> Span | None:
     """
     Return the span that the request began with: the earliest SERVER span without a known parent, else the earliest.
+
+    A caller that sends a request again with the same id makes a second one in the same trace: then it is the first that
+    failed. One that lies within an earlier one is none: it is a later hop, behind a service that passes on no traceparent.
     """
     known = {span.span_id for span in trace.spans}
     roots = [span for span in trace.spans if span.parent_id not in known]
-    servers = [span for span in roots if span.kind == "SERVER"]
-    return next(iter(servers or roots or trace.spans), None)
+    requests: list[Span] = []
+    for span in roots:
+        if span.kind == "SERVER" and not any(span.end_ns <= earlier.end_ns for earlier in requests):
+            requests.append(span)
+    failed = [span for span in requests if _is_failed(span)]
+    return next(iter(failed or requests or roots or trace.spans), None)
 
 
 def waterfall(trace: Trace) -> list[tuple[int, Span]]:
@@ -84,31 +91,67 @@ def cause(trace: Trace) -> Cause | None:
     """
     Return the first cause of what failed in ``trace``, or None if nothing did.
 
-    The deepest failed span names the service: an error travels up from there. Its exception is the one recorded on
-    that span or on the nearest ancestor in the same service, else one that the service logged, else what the span's
-    status says.
+    An error travels up from the service where it began. So the span to look at is the deepest one that failed and whose
+    failure reached the entry: every span between the two failed as well, and none of them was tried again with success.
+    Its exception is the one recorded on it or on its nearest ancestor in the same service, else one that the service
+    logged. Where that says nothing, the deepest failed span of all is asked, and in the end what a span's status says.
     """
     rows = waterfall(trace)
-    failed = [(depth, span) for depth, span in rows if span.failed or _exceptions(span)]
-    if not failed:
-        return _logged(trace, "", fatal=False)
-    deepest = max(failed, key=lambda row: (row[0], -row[1].end_ns))[1]
     begin = entry(trace)
-    fatal = begin is not None and (begin.failed or _status(begin) >= _HTTP_FAILURE)
-    for span in _same_service_upwards(trace, deepest):
-        for attributes in _exceptions(span):
-            return _cause(span.service, {**_code(span.attributes), **attributes}, span.span_id, fatal=fatal)
-    if logged := _logged(trace, deepest.service, fatal=fatal):
-        return logged
-    status = _status(deepest)
+    fatal = begin is not None and _is_failed(begin)
+    failed = [(depth, span) for depth, span in rows if _is_failed(span)]
+    recorded = [(depth, span) for depth, span in rows if _exceptions(span)]
+    reached = _reaching(rows, begin.span_id if begin else "")
+    suspects = [_deepest(spans) for spans in (reached, failed, recorded) if spans]
+    for span in suspects:
+        if why := _exception_of(trace, span, fatal=fatal):
+            return why
+    if not suspects:
+        # No spans at all: the trace was not sampled, and log lines are all there is.
+        return _logged(trace, "", fatal=not trace.spans)
+    span = suspects[0]
+    status = _status(span)
     return Cause(
-        service=deepest.service,
-        place=_place("", deepest.attributes),
-        type=_text(deepest.attributes, "error.type") or (f"HTTP {status}" if status else "error"),
-        message=deepest.status_message,
-        span_id=deepest.span_id,
+        service=span.service,
+        place=_place("", span.attributes),
+        type=_text(span.attributes, "error.type") or (f"HTTP {status}" if status else "error"),
+        message=span.status_message,
+        span_id=span.span_id,
         fatal=fatal,
     )
+
+
+def _reaching(rows: list[tuple[int, Span]], begin: str) -> list[tuple[int, Span]]:
+    """
+    Return the failed spans that are joined to the entry by failed spans.
+    """
+    succeeded = {_same_call(span): span.start_ns for _, span in rows if not _is_failed(span)}
+    joined: dict[str, tuple[int, Span]] = {}
+    for depth, span in rows:
+        tried_again = succeeded.get(_same_call(span), -1) >= span.end_ns
+        if _is_failed(span) and not tried_again and (span.span_id == begin or span.parent_id in joined):
+            joined[span.span_id] = (depth, span)
+    return list(joined.values())
+
+
+def _same_call(span: Span) -> tuple[object, ...]:
+    url = _text(span.attributes, "url.full").partition("?")[0]
+    return span.parent_id, span.kind, span.service, span.name, url
+
+
+def _deepest(rows: list[tuple[int, Span]]) -> Span:
+    return max(rows, key=lambda row: (row[0], -row[1].end_ns))[1]
+
+
+def _is_failed(span: Span) -> bool:
+    return span.failed or _status(span) >= _HTTP_FAILURE
+
+
+def _exception_of(trace: Trace, span: Span, *, fatal: bool) -> Cause | None:
+    for own in _same_service_upwards(trace, span):
+        for attributes in _exceptions(own):
+            return _cause(own.service, {**_code(own.attributes), **attributes}, own.span_id, fatal=fatal)
+    return _logged(trace, span.service, fatal=fatal)
 
 
 def as_json(trace: Trace) -> dict[str, Json]:

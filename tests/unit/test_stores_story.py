@@ -94,6 +94,69 @@ def test_a_handled_error_is_not_fatal_and_success_has_no_cause() -> None:
     assert cause(Trace(TRACE_ID)) is None
 
 
+def test_a_call_that_was_tried_again_with_success_is_not_the_cause() -> None:
+    """
+    A deep failure that a retry made good does not hide the shallower one that ended the request.
+    """
+    url: dict[str, Json] = {"url.full": "http://inventory/stock?sku=1"}
+    deep = exception(3, "TimeoutError", "slow", STACK)
+    own = exception(9, "KeyError", "'price'", STACK.replace("inventory", "orders"))
+    made = trace(
+        span("a", "", "orders", "GET /", "SERVER", (0, 10), failed=True, events=(own,)),
+        span("b", "a", "orders", "GET", "CLIENT", (1, 4), failed=True, attributes=url),
+        span("c", "b", "inventory", "GET /stock", "SERVER", (2, 3), failed=True, events=(deep,)),
+        span("d", "a", "orders", "GET", "CLIENT", (5, 7), attributes=url),
+    )
+    why = cause(made)
+    assert why is not None
+    assert (why.service, why.type, why.fatal) == ("orders", "KeyError", True)
+
+
+def test_a_failure_that_a_service_made_up_for_is_not_the_cause() -> None:
+    """
+    The orders answered 200 in spite of the inventory's error, so what failed the gateway is its own.
+    """
+    own = exception(9, "KeyError", "'total'", STACK.replace("inventory", "gateway"))
+    made = trace(
+        span("a", "", "gateway", "GET /", "SERVER", (0, 10), failed=True, events=(own,)),
+        span("b", "a", "gateway", "GET", "CLIENT", (1, 8)),
+        span("c", "b", "orders", "GET /", "SERVER", (2, 7)),
+        span("d", "c", "orders", "GET", "CLIENT", (3, 6), failed=True),
+        span(
+            "e", "d", "inventory", "GET /", "SERVER", (4, 5), failed=True, events=(exception(5, "OSError", "", STACK),)
+        ),
+    )
+    why = cause(made)
+    assert why is not None
+    assert (why.service, why.type) == ("gateway", "KeyError")
+
+
+def test_a_failure_that_was_swallowed_on_the_way_is_asked_in_the_end() -> None:
+    """
+    The gateway's 502 has no exception and the span between is not marked as failed: the inventory's still explains it.
+    """
+    made = trace(
+        span("a", "", "gateway", "GET /", "SERVER", (0, 10), attributes={"http.response.status_code": 502}),
+        span("b", "a", "gateway", "cached", "INTERNAL", (1, 8)),
+        span(
+            "c", "b", "inventory", "GET /", "SERVER", (2, 7), failed=True, events=(exception(5, "OSError", "x", STACK),)
+        ),
+    )
+    why = cause(made)
+    assert why is not None
+    assert (why.service, why.type, why.fatal) == ("inventory", "OSError", True)
+
+
+def test_log_lines_alone_have_a_cause() -> None:
+    """
+    An unsampled request is told from its log records: the first exception that was logged.
+    """
+    logged: dict[str, Json] = {"exception.type": "KeyError", "exception.stacktrace": STACK}
+    why = cause(trace(logs=(log(1, "s", "fine"), log(5, "inventory", "it broke", "ERROR", attributes=logged))))
+    assert why is not None
+    assert (why.service, why.type, why.fatal) == ("inventory", "KeyError", True)
+
+
 @pytest.mark.parametrize(
     ("stack", "place"),
     [
@@ -140,6 +203,37 @@ def test_the_entry_is_the_first_server_span_without_a_known_parent() -> None:
     assert entry(trace(span("c", "", "job", "work", "INTERNAL", (0, 20)), outer)) == outer
     assert entry(trace(span("c", "b", "orders", "GET /", "SERVER", (0, 1)), outer)) == outer
     assert entry(Trace(TRACE_ID)) is None
+
+
+def test_of_requests_with_one_id_the_failed_one_is_told() -> None:
+    """
+    A caller that tries again with the same id asks about the attempt that failed, the first or the second.
+    """
+    for failed in (0, 1):
+        attempts = [
+            span(own, "", "s", "GET /", "SERVER", (at, at + 1), failed=at == failed * 2)
+            for own, at in (("a", 0), ("b", 2))
+        ]
+        begin = entry(trace(*attempts))
+        assert begin is not None
+        assert begin.span_id == attempts[failed].span_id
+        why = cause(trace(*attempts))
+        assert why is not None
+        assert why.fatal
+
+
+def test_a_hop_behind_a_legacy_service_is_not_the_entry() -> None:
+    """
+    Joined by the request id alone, the hop has no parent and lies within the request; the request succeeded all the same.
+    """
+    made = trace(
+        span("a", "", "gateway", "GET /", "SERVER", (0, 10)),
+        span("b", "", "inventory", "GET /", "SERVER", (2, 5), failed=True),
+    )
+    begin, why = entry(made), cause(made)
+    assert begin is not None
+    assert why is not None
+    assert (begin.service, why.service, why.fatal) == ("gateway", "inventory", False)
 
 
 def test_the_waterfall_has_parents_first_and_siblings_by_start() -> None:
