@@ -326,6 +326,23 @@ def test_gunicorns_worker_is_no_configuration_either() -> None:
     assert messages(out) == ["worker", "GET / 200 1.0 ms"]
 
 
+def test_the_fastapi_command_is_no_configuration_either() -> None:
+    """
+    Started by ``fastapi run`` on a terminal, which formats uvicorn's lines itself, the lines are ours all the same.
+    """
+    cli = type("CustomFormatter", (logging.Formatter,), {"__module__": "fastapi_cli.utils.cli"})
+    formatters = {name: {"()": cli, "format": "%(message)s"} for name in ("default", "access")}
+    with pristine() as out:
+        logs.install(SETTINGS)
+        logging.getLogger("fastapi_cli").addHandler(logging.StreamHandler(io.StringIO()))
+        uvicorn_starts(formatters=formatters)
+        logs.settle()
+        logging.getLogger("uvicorn.error").info("served")
+        access_line()
+        logs.summary("GET", "/", "/", 200, 1.0)
+    assert messages(out) == ["served", "GET / 200 1.0 ms"]
+
+
 def test_a_servers_log_that_the_user_configured_stays() -> None:
     """
     A format or a file that the user gave to uvicorn's loggers is left alone, and no summary line doubles it.
