@@ -141,7 +141,9 @@ class Batcher(Generic[T]):
                 sender.hurry()
             while self._done < ticket:
                 if self._thread is None:
-                    return not self.pending()
+                    if not self.pending():
+                        return True  # it ended in between, with everything done
+                    self._start()
                 left = deadline - time.monotonic()
                 if left <= 0 or (leaving and sender is not None and sender.is_hopeless(attempts)):
                     return False
@@ -161,6 +163,12 @@ class Batcher(Generic[T]):
         Return what went wrong last, for a line; empty if nothing did or nobody knows.
         """
         return self._sender.trouble if self._sender is not None else ""
+
+    def is_quiet(self) -> bool:
+        """
+        Tell whether losses go without saying: nobody named an endpoint and nobody listens on the default one.
+        """
+        return self._sender is not None and self._sender.quiet
 
     def shutdown(self, timeout_s: float = EXIT_BUDGET_S) -> None:
         """
@@ -183,7 +191,7 @@ class Batcher(Generic[T]):
             guard.count(f"{self.kind}.dropped.shutdown", left)
         if self._sender is not None:
             left += self._sender.abandoned
-        if left:
+        if left and not self.is_quiet():
             guard.logger.warning("%d %s were lost at exit: %s", left, self.kind, self.trouble() or "no time left")
 
     def after_fork(self) -> None:
@@ -199,7 +207,7 @@ class Batcher(Generic[T]):
             guard.count(f"{self.kind}.dropped.after_shutdown")
             return
         guard.count(f"{self.kind}.dropped.queue_full")
-        if self._sender is None or not self._sender.quiet:
+        if not self.is_quiet():
             guard.warn_seldom(
                 f"export.queue_full.{self.kind}",
                 "The queue of %d %s is full; the newest are dropped until it drains. Reported at most once a minute.",
@@ -214,9 +222,10 @@ class Batcher(Generic[T]):
         try:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=f"otel-correlation-{self.kind}", daemon=True)
+                self._thread = thread  # before it runs: it takes itself out when it ends
                 thread.start()
-                self._thread = thread
         except RuntimeError:  # the interpreter is shutting down, or there are too many threads
+            self._thread = None
             return False
         finally:
             self._starting.release()
@@ -306,15 +315,20 @@ def leave(batchers: Sequence[Batcher[Any]], timeout_s: float = EXIT_BUDGET_S) ->
         Whether nothing is left.
     """
     deadline = time.monotonic() + timeout_s
-    left: list[str] = []
-    for batcher in batchers:
-        if not batcher.flush(max(deadline - time.monotonic(), 0.05), leaving=True) and (count := batcher.pending()):
-            trouble = batcher.trouble() or "no time left"
-            left.append(f"{count} {batcher.kind} ({trouble})")
-    if left:
+    late = [
+        batcher
+        for batcher in batchers
+        if not batcher.flush(max(deadline - time.monotonic(), 0.05), leaving=True) and batcher.pending()
+    ]
+    said = [
+        f"{batcher.pending()} {batcher.kind} ({batcher.trouble() or 'no time left'})"
+        for batcher in late
+        if not batcher.is_quiet()
+    ]
+    if said:
         # Seldom: a server's end and the process's end may both say it.
-        guard.warn_seldom("export.leave", "Not delivered, and lost if the process ends now: %s", ", ".join(left))
-    return not left
+        guard.warn_seldom("export.leave", "Not delivered, and lost if the process ends now: %s", ", ".join(said))
+    return not late
 
 
 def _foreign_export(kind: Kind, exporter: Any) -> Callable[[list[Any]], None]:

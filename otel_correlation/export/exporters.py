@@ -171,15 +171,18 @@ def _is_url(value: str) -> bool:
         return False
 
 
+def _agent(stock: str) -> str:
+    return f"{DISTRO_NAME}/{_version.__version__} {stock}"
+
+
 def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sender:
     from opentelemetry.exporter.otlp.proto.http import _OTLP_HTTP_HEADERS  # noqa: PLC0415 - only if HTTP is wanted
 
     variables = _Variables(signal, problems)
     endpoint, is_default = variables.endpoint()
-    if signal == "traces":
+    if signal == "traces" and settings.traces_protocol != "grpc":
         # Settings may come from code as well.
         endpoint, is_default = settings.traces_endpoint, settings.endpoint_is_default
-    agent = f"{DISTRO_NAME}/{_version.__version__} {_OTLP_HTTP_HEADERS['User-Agent']}"
     stock = {name.lower(): value for name, value in _OTLP_HTTP_HEADERS.items()}
     verify, certificate = variables.certificates()
     session = variables.session()
@@ -192,7 +195,7 @@ def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sen
     return Sender(
         "spans" if signal == "traces" else "logs",
         endpoint,
-        headers={**stock, "user-agent": agent, **variables.headers()},
+        headers={**stock, "user-agent": _agent(_OTLP_HTTP_HEADERS["User-Agent"]), **variables.headers()},
         transport=transport,
         timeout_s=variables.timeout_s(),
         compression=variables.compression(),
@@ -212,20 +215,38 @@ def _without(names: set[str]) -> Generator[None]:
         os.environ.update(hidden)
 
 
-def _grpc_problems(signal: Signal, problems: list[str]) -> set[str]:
+class _Grpc:
     """
-    Return the names of the variables that the stock gRPC exporter would fail on, said in ``problems``.
+    What the stock gRPC exporter is made with, so that its constructor cannot raise.
     """
-    variables = _Variables(signal, problems)
-    variables.timeout_s()
-    variables.headers()
-    variables.certificates()
-    name, value = variables.first("COMPRESSION")
-    if value.lower() not in ("", "none", "gzip"):
-        variables.wrong(name, value, "none", "none or gzip")
-    if value.lower() == "none":
-        variables.wrong_names.add(name)  # the stock exporter raises on it, although it is a standard value
-    return variables.wrong_names
+
+    def __init__(self, signal: Signal, problems: list[str]) -> None:
+        variables = _Variables(signal, problems)
+        variables.timeout_s()
+        variables.certificates()
+        self.headers = variables.headers()
+        name, value = variables.first("COMPRESSION")
+        if value.lower() not in ("", "none", "gzip"):
+            variables.wrong(name, value, "none", "none or gzip")
+        name, value = variables.first("ENDPOINT")
+        try:
+            urlsplit(value)
+        except ValueError:
+            variables.wrong(name, value, "http://localhost:4317", "a URL such as http://collector:4317")
+        self.hidden = set(variables.wrong_names)
+        if variables.first("COMPRESSION")[1].lower() == "none":
+            # A standard value, but the stock exporter raises on it.
+            self.hidden.add(variables.first("COMPRESSION")[0])
+
+    def build(self, exporter: Callable[..., Any], **arguments: Any) -> Any:
+        """
+        Make a stock exporter.
+        """
+        from opentelemetry.exporter.otlp.proto.grpc import _OTLP_GRPC_CHANNEL_OPTIONS  # noqa: PLC0415
+
+        options = tuple((name, _agent(value)) for name, value in _OTLP_GRPC_CHANNEL_OPTIONS if "user_agent" in name)
+        with _without(self.hidden):
+            return exporter(headers=self.headers or None, channel_options=options, **arguments)
 
 
 class _PerProcess:
@@ -257,15 +278,14 @@ class GrpcSpanExporter(SpanExporter):
     Exports spans with the stock gRPC exporter and its retry policy.
     """
 
-    def __init__(self, hidden: set[str], endpoint: str | None) -> None:
-        self._stock = _PerProcess(lambda: self._build(hidden, endpoint))
+    def __init__(self, made_with: _Grpc, endpoint: str | None) -> None:
+        self._stock = _PerProcess(lambda: self._build(made_with, endpoint))
 
     @staticmethod
-    def _build(hidden: set[str], endpoint: str | None) -> Any:
+    def _build(made_with: _Grpc, endpoint: str | None) -> Any:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
-        with _without(hidden):
-            return OTLPSpanExporter(endpoint=endpoint)
+        return made_with.build(OTLPSpanExporter, endpoint=endpoint)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """
@@ -291,15 +311,14 @@ class GrpcLogExporter(LogRecordExporter):
     Exports log records with the stock gRPC exporter and its retry policy.
     """
 
-    def __init__(self, hidden: set[str]) -> None:
-        self._stock = _PerProcess(lambda: self._build(hidden))
+    def __init__(self, made_with: _Grpc) -> None:
+        self._stock = _PerProcess(lambda: self._build(made_with))
 
     @staticmethod
-    def _build(hidden: set[str]) -> Any:
+    def _build(made_with: _Grpc) -> Any:
         from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # noqa: PLC0415
 
-        with _without(hidden):
-            return OTLPLogExporter()
+        return made_with.build(OTLPLogExporter)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """
@@ -352,7 +371,7 @@ def span_exporters(settings: Settings, problems: list[str]) -> list[SpanExporter
         if protocol == "grpc":
             # Settings has checked the endpoint; None: the stock exporter's own default and variables.
             endpoint = settings.traces_endpoint if settings.traces_protocol == "grpc" else None
-            exporters.append(GrpcSpanExporter(_grpc_problems("traces", problems), endpoint))
+            exporters.append(GrpcSpanExporter(_Grpc("traces", problems), endpoint))
         elif protocol:
             exporters.append(HttpSpanExporter(_http_sender("traces", settings, problems)))
         elif name == "console":
@@ -374,7 +393,7 @@ def log_exporters(settings: Settings, problems: list[str]) -> list[LogRecordExpo
     for name in settings.logs_exporters:
         protocol = _protocol(name, settings.logs_protocol)
         if protocol == "grpc":
-            exporters.append(GrpcLogExporter(_grpc_problems("logs", problems)))
+            exporters.append(GrpcLogExporter(_Grpc("logs", problems)))
         elif protocol:
             exporters.append(HttpLogExporter(_http_sender("logs", settings, problems)))
         elif name == "console":

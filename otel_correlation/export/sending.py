@@ -236,8 +236,12 @@ class Sender:
     def is_hopeless(self, attempts_before: int) -> bool:
         """
         Tell whether an attempt after the first ``attempts_before`` failed, and nobody could connect for two seconds.
+
+        A default endpoint on which nobody ever listened is given up at once: most likely there is no collector.
         """
-        return self.attempts > attempts_before and self.unreachable_s() >= _UNREACHABLE_AT_EXIT_S
+        if self.attempts <= attempts_before or self._unreachable_since is None:
+            return False
+        return self.quiet or self.unreachable_s() >= _UNREACHABLE_AT_EXIT_S
 
     def close(self) -> None:
         """

@@ -324,6 +324,10 @@ def test_the_default_endpoint_without_a_listener_is_said_once(caplog: pytest.Log
         for _ in range(20):
             tracer.start_span("a").end()
         assert not pipeline.force_flush(50)
+    begun = time.monotonic()
+    assert not export.leave(pipeline.batchers)
+    pipeline.shutdown()
+    assert time.monotonic() - begun < 2, "the exit waits for a collector that nobody has"
     (line,) = lines(caplog)
     assert "otel-correlation serve" in line
     assert guard.counters()["spans.dropped.queue_full"] > 0

@@ -24,6 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 
 from otel_correlation import export, guard, settings
+from otel_correlation._version import __version__
 from tests.integration.otlp_sink import decode_logs, decode_spans
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Collector:
         self.spans: list[SinkSpan] = []
         self.logs: list[SinkLog] = []
         self.endpoint = ""
+        self.metadata: dict[str, str] = {}
 
 
 class _Traces(TraceServiceServicer):
@@ -50,6 +52,7 @@ class _Traces(TraceServiceServicer):
         self._collector = collector
 
     def Export(self, request: Any, context: Any) -> ExportTraceServiceResponse:  # noqa: N802 - the service's name
+        self._collector.metadata = dict(context.invocation_metadata())
         self._collector.spans += decode_spans(request.SerializeToString())
         return ExportTraceServiceResponse()
 
@@ -88,6 +91,7 @@ def test_spans_and_logs_arrive_over_grpc(collector: Collector, monkeypatch: pyte
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     read = settings.from_environment()
     problems: list[str] = []
@@ -104,6 +108,8 @@ def test_spans_and_logs_arrive_over_grpc(collector: Collector, monkeypatch: pyte
     spans.shutdown()
     logs.shutdown()
     assert [(span.name, span.attributes) for span in collector.spans] == [("a", {"k": 1})]
+    assert collector.metadata["api-key"] == "secret"
+    assert collector.metadata["user-agent"].startswith(f"otel-correlation/{__version__} OTel-OTLP-Exporter-Python/")
     assert [record.body for record in collector.logs] == ["hello"]
     assert guard.counters() == {"spans.exported": 1, "logs.exported": 1}
     assert os.environ["OTEL_EXPORTER_OTLP_COMPRESSION"] == "none"

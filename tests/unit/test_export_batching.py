@@ -189,8 +189,11 @@ def test_what_a_shutdown_cannot_export_is_counted_and_said(caplog: pytest.LogCap
     tracer.start_span("a").end()
     assert not pipeline.force_flush(10)
     tracer.start_span("b").end()
+    working = pipeline.batchers[0]._thread
     pipeline.batchers[0].shutdown(0.05)
     gate.opened.set()
+    assert working is not None
+    working.join(PATIENCE_S)
     assert guard.counters()["spans.dropped.shutdown"] == 2
     assert [record.getMessage() for record in caplog.records] == ["2 spans were lost at exit: no time left"]
 
