@@ -313,7 +313,7 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
     if not settings.logs_exporters:
         return
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    pipeline = export.LogPipeline(export.log_exporters(settings, problems))
+    pipeline = export.log_pipeline(settings, problems)
     provider.add_log_record_processor(pipeline)
     _state.batchers += pipeline.batchers
     set_logger_provider(provider)
