@@ -45,14 +45,16 @@ def entry(trace: Trace) -> Span | None:
     Return the span that the request began with: the earliest SERVER span without a known parent, else the earliest.
 
     A caller that sends a request again with the same id makes a second one in the same trace: then it is the first that
-    failed. One that lies within an earlier one is none: it is a later hop, behind a service that passes on no traceparent.
+    failed. One that lies within an earlier one is none: it is a later hop, behind a service that drops the traceparent.
     """
     known = {span.span_id for span in trace.spans}
     roots = [span for span in trace.spans if span.parent_id not in known]
     requests: list[Span] = []
+    end_ns = -1
     for span in roots:
-        if span.kind == "SERVER" and not any(span.end_ns <= earlier.end_ns for earlier in requests):
+        if span.kind == "SERVER" and span.end_ns > end_ns:
             requests.append(span)
+            end_ns = span.end_ns
     failed = [span for span in requests if _is_failed(span)]
     return next(iter(failed or requests or roots or trace.spans), None)
 
