@@ -41,7 +41,7 @@ class Patterns:
     A comma list of regular expressions that match a path from one slash to another.
 
     ``health`` matches ``/health``, ``/api/health`` and ``/health/live``, not ``/healthy`` and never a host. A pattern
-    that starts with ``/`` matches from the path's start only, one that starts with ``http`` the whole URL from its start. A
+    that starts with ``/`` matches from the path's start only, one that starts with ``http`` the whole URL. A
     pattern that does not compile is left out, with one line.
 
     Args:
@@ -108,11 +108,11 @@ class HeaderCapture:
         """
         return self._wanted is not None
 
-    def attributes(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+    def attributes(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[str, ...]]:
         """
-        Return the attributes of the wanted headers; keys are lower case with dashes kept, values are lists.
+        Return the attributes of the wanted headers; keys are lower case with dashes kept, each with all its values.
         """
-        found: dict[str, list[str]] = {}
+        found: dict[str, tuple[str, ...]] = {}
         if self._wanted is None:
             return found
         for raw_name, raw_value in headers:
@@ -120,7 +120,8 @@ class HeaderCapture:
             if self._wanted.fullmatch(name):
                 hidden = self._hidden is not None and self._hidden.fullmatch(name)
                 value = "[REDACTED]" if hidden else raw_value.decode("utf-8", "replace")
-                found.setdefault(self._prefix + name, []).append(value)
+                key = self._prefix + name
+                found[key] = (*found.get(key, ()), value)
         return found
 
 

@@ -18,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from opentelemetry import metrics as metrics_api
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
+from starlette.background import BackgroundTask
 from starlette.routing import Match
 
 from otel_correlation import guard, logs, semconv
@@ -346,10 +347,33 @@ def _take_over() -> None:
         _plug.everywhere = config_for(_settings(), _plug.textmap, **_InstrumentedFastAPI._instrument_kwargs)
         fastapi.FastAPI = instrumentor._original_fastapi  # type: ignore[misc]
     for app in list(_InstrumentedFastAPI._instrumented_fastapi_apps):
+        setattr(app, _APP_CONFIG, config_for(_settings(), _plug.textmap, **_take_options(app)))
         _plug.apps.add(app)
-        if _plug.everywhere is None:
-            # Its hooks and headers stay with contrib's middleware, which forwards to us.
-            setattr(app, _APP_CONFIG, config_for(_settings(), _plug.textmap))
+    original = getattr(BackgroundTask, "_otel_original_call", None)
+    if original is not None:
+        _plug.patch(BackgroundTask, "__call__", original)
+
+
+def _take_options(app: fastapi.FastAPI) -> dict[str, Any]:
+    """
+    Take contrib's middleware out of an application, and return the options that it was made with.
+    """
+    original = app.__dict__.pop("_original_build_middleware_stack", None)
+    if original is None:
+        return {}
+    # They stand nowhere but in the closure of the method that contrib put in.
+    build: Any = getattr(app.build_middleware_stack, "__func__", None)
+    code = getattr(build, "__code__", None)
+    cells = build.__closure__ or () if code is not None else ()
+    held = {name: cell.cell_contents for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False)}
+    options = {name: held[name] for name in _PARAMETERS if held.get(name) is not None}
+    excluded = getattr(held.get("parsed_excluded_urls"), "_excluded_urls", None)
+    if excluded:
+        options["excluded_urls"] = ",".join(excluded)
+    app.build_middleware_stack = original  # type: ignore[method-assign]
+    if app.middleware_stack is not None:
+        app.middleware_stack = app.build_middleware_stack()
+    return options
 
 
 def _settings() -> Settings:

@@ -219,7 +219,8 @@ def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -
         if server[1] is not None:
             values[server_attributes.SERVER_PORT] = server[1]
     if config.request_headers is not None:
-        values.update(config.request_headers.attributes(received))
+        # A refused value must not come back by this way.
+        values.update(config.request_headers.attributes(scope["headers"] if record.refused else received))
     if record.reused:
         values[semconv.REUSED_REQUEST_ID] = True
     if record.refused:
