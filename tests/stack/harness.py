@@ -286,6 +286,7 @@ class Collector:
         endpoint = self.grpc if protocol == "grpc" else self.http
         return {
             "OTEL_SERVICE_NAME": service,
+            "OTEL_LOGS_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{endpoint}",
         }

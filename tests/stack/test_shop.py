@@ -64,6 +64,7 @@ class Shop:
     """
 
     jaeger: Jaeger
+    collector: Process
     processes: dict[str, Process]
     gateway: str
 
@@ -93,13 +94,13 @@ def open_shop(machine: Machine, protocol: str = "http/protobuf") -> Shop:
     jaeger = Jaeger(machine)
     collector = Collector(machine, jaeger)
     jaeger.start()
-    collector.start()
+    process = collector.start()
     inventory, inventory_url = launch(machine, "inventory", collector.exports("inventory", protocol))
     orders, orders_url = launch(
         machine, "orders", collector.exports("orders", protocol) | {"INVENTORY_URL": inventory_url}
     )
     gateway, url = launch(machine, "gateway", collector.exports("gateway", protocol) | {"ORDERS_URL": orders_url})
-    return Shop(jaeger, {"gateway": gateway, "orders": orders, "inventory": inventory}, url)
+    return Shop(jaeger, process, {"gateway": gateway, "orders": orders, "inventory": inventory}, url)
 
 
 @pytest.fixture(scope="module")
@@ -257,13 +258,35 @@ def test_every_services_log_lines_carry_both_ids(shop: Shop) -> None:
         assert {line["service_name"] for line in lines} == {service}
 
 
-def test_grpc_delivers_the_same_trace(machine: Machine) -> None:
+def assert_records_arrive(shop: Shop, request_id: str) -> None:
     """
-    OTEL_EXPORTER_OTLP_PROTOCOL=grpc is all that changes.
+    The collector's output, where a laptop's log records go, has the records of all three services under the id.
+    """
+
+    def lines() -> list[str]:
+        return [line for line in shop.collector.log.read_text().splitlines() if f"request_id={request_id}" in line]
+
+    for part in ("checkout of 1 x lamp", "is made", "reserving 1 of"):
+        eventually(f"the record {part!r}", lambda part=part: [line for line in lines() if part in line])  # type: ignore[misc]
+
+
+def test_log_records_reach_the_collector_under_the_same_id(shop: Shop) -> None:
+    """
+    With OTEL_LOGS_EXPORTER=otlp the records of all three services pass the collector's logs pipeline with the request id.
+    """
+    request_id = f"records-{uuid.uuid4()}"
+    shop.check_out(SOLD, **{"X-Request-ID": request_id})
+    assert_records_arrive(shop, request_id)
+
+
+def test_grpc_delivers_the_same_story(machine: Machine) -> None:
+    """
+    OTEL_EXPORTER_OTLP_PROTOCOL=grpc is all that changes, for spans and for log records.
     """
     shop = open_shop(machine, protocol="grpc")
     request_id = shop.check_out(SOLD).headers["x-request-id"]
     assert_one_trace(shop.story(request_id), request_id)
+    assert_records_arrive(shop, request_id)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
