@@ -282,7 +282,8 @@ def _qualified(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-# Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them.
+# Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them, so there are
+# never more than responses were open at once.
 _dropped: deque[tuple[Attempt, int]] = deque()
 _LOCKING: Final = (
     "opentelemetry.sdk",

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 CONFIG: Final = "_otel_correlation_config"
 OFF: Final[Any] = object()
 
-# The attempt that runs here, for a transport that sends again; _BUSY inside one of httpx's own transports.
+# The attempt that runs here, for a transport that sends again; _BUSY inside one of httpx's own transports, and where
+# there is no attempt on purpose.
 _BUSY: Final[Any] = object()
 _running: ContextVar[Any] = ContextVar("otel_correlation_attempt", default=None)
 
@@ -116,7 +117,11 @@ def send(
     """
     attempt = begin(config, request, again)
     if attempt is None:
-        return call(request)
+        token = _running.set(_BUSY)
+        try:
+            return call(request)
+        finally:
+            _reset(token)
     inside = _Inside(attempt, state or attempt)
     try:
         call_hook(config.on_request, attempt.span, request)
@@ -149,7 +154,11 @@ async def send_async(
     """
     attempt = begin(config, request, again)
     if attempt is None:
-        return await call(request)
+        token = _running.set(_BUSY)
+        try:
+            return await call(request)
+        finally:
+            _reset(token)
     inside = _Inside(attempt, state or attempt)
     try:
         await await_hook(config.on_async_request, attempt.span, request)
@@ -337,7 +346,7 @@ class Library:
                 try:
                     return original(client, request)
                 finally:
-                    _running.reset(token)
+                    _reset(token)
             return send(config, functools.partial(original, client), request, self.body, None)
 
         return _send_single_request
@@ -352,7 +361,7 @@ class Library:
                 try:
                     return await original(client, request)
                 finally:
-                    _running.reset(token)
+                    _reset(token)
             return await send_async(config, functools.partial(original, client), request, self.async_body, None)
 
         return _send_single_request
