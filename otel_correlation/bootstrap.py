@@ -64,6 +64,7 @@ class _State:
         self.settings: Settings | None = None
         self.textmap: Any = None
         self.provider: TracerProvider | None = None
+        self.foreign: TracerProvider | None = None
         self.batchers: tuple[Any, ...] = ()
         self.announced = False
         self.pending: list[str] = []
@@ -187,9 +188,16 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             return
         problems = list(settings.problems)
         logs.install(settings)
-        _state.textmap = textmap = propagators.build(settings)
-        propagate.set_global_textmap(textmap)
-        if not settings.sdk_disabled:
+        textmap = None
+        by_file = not settings.sdk_disabled and _configured_by_file(problems)
+        if by_file:
+            # The file's providers, exporters, samplers and propagators stand; ours is the edge, the clients, the logs.
+            _keep_foreign_provider(trace_api.get_tracer_provider())
+            exits.install(_flush)
+        else:
+            _state.textmap = textmap = propagators.build(settings)
+            propagate.set_global_textmap(textmap)
+        if not settings.sdk_disabled and not by_file:
             resource = _resource(auto_version)
             _start_metrics(settings, resource, problems)
             _start_traces(settings, resource, problems)
@@ -206,7 +214,44 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         atexit.register(_announce_problems)
 
 
+def _configured_by_file(problems: list[str]) -> bool:
+    """
+    Apply OTEL_CONFIG_FILE, where it is set; the environment is used where that fails.
+    """
+    path = os.environ.get("OTEL_CONFIG_FILE", "").strip()
+    if not path:
+        return False
+    try:
+        # The extra [config]; nobody else pays for its import.
+        from opentelemetry.configuration import configure_sdk, load_config_file  # noqa: PLC0415
+
+        configure_sdk(load_config_file(path))
+    except ModuleNotFoundError:
+        why = "pip install 'otel-correlation[config]'"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the service serves
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+    else:
+        return True
+    problems.append(f"OTEL_CONFIG_FILE={path[:200]!a} is not usable ({why}); using the environment instead")
+    return False
+
+
+def _keep_foreign_provider(provider: Any) -> None:
+    """
+    Leave a provider that is not ours as it is; its spans get the request id, and it is flushed where the process ends.
+    """
+    if isinstance(provider, TracerProvider):
+        provider.add_span_processor(export.SpanPipeline([]))
+        _state.foreign = provider
+
+
 def _flush(timeout_s: float) -> None:
+    foreign = _state.foreign
+    if foreign is not None:
+        # On a thread: the SDK's own processors do not keep to the timeout that they are given.
+        flushing = threading.Thread(target=foreign.force_flush, args=(int(timeout_s * 1000),), daemon=True)
+        flushing.start()
+        flushing.join(timeout_s)
     export.leave(_state.batchers, timeout_s)
 
 
@@ -249,7 +294,7 @@ def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -
     existing = trace_api._TRACER_PROVIDER
     if isinstance(existing, TracerProvider):
         # The application made its own before us: its sampler and its exporters stand, ours would send everything twice.
-        existing.add_span_processor(export.SpanPipeline([]))
+        _keep_foreign_provider(existing)
         _state.pending.append("The application's own tracer provider is kept, with its sampler and its exporters")
         return
     sampler = sampling.from_settings(settings) or sdk_configuration._import_sampler(settings.sampler)

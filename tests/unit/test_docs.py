@@ -76,5 +76,7 @@ from starlette.testclient import TestClient
 response = TestClient(app).get("/orders/7")
 assert response.json() == {"number": 7, "request_id": response.headers["x-request-id"]}, response.json()
 """
-    ended = subprocess.run([sys.executable, "-c", block + check], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", block + check], capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 0, ended.stderr
