@@ -1,0 +1,229 @@
+"""
+The edge behind real servers: pipelining, clients that go away, refusals on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+
+from otel_correlation import identity
+from otel_correlation.identity import log_ids
+from tests.contract.wire import UUID, Wire, wired
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+DEADLINE_S = 20.0
+
+
+@contextlib.contextmanager
+def serving(app: Any, **options: Any) -> Iterator[int]:
+    """
+    Serve an application with uvicorn in a thread; give its port.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, lifespan="on", **options)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+        listener.close()
+    assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """
+    Wait until something is so; fail after a generous deadline.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def read_responses(connection: socket.socket, count: int) -> list[tuple[dict[str, str], bytes]]:
+    """
+    Read so many responses with a Content-Length from one connection.
+    """
+    stream = connection.makefile("rb")
+    found = []
+    for _ in range(count):
+        status = stream.readline().decode()
+        headers = {":status": status.split()[1]}
+        while line := stream.readline().decode().strip():
+            name, _, value = line.partition(":")
+            assert name.lower() not in headers or name.lower() == "set-cookie"
+            headers[name.lower()] = value.strip()
+        found.append((headers, stream.read(int(headers.get("content-length", 0)))))
+    return found
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """
+    A wired process.
+    """
+    with wired() as found:
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_pipelined_requests(wire: Wire, http: Any) -> None:
+    """
+    Requests pipelined on one connection are each their own: trace, request id, ids in lines, children.
+    """
+    app = FastAPI()
+    release = threading.Event()
+
+    @app.get("/slow/{number}")
+    async def slow(number: int) -> list[str]:
+        if number == 0:
+            await asyncio.to_thread(release.wait, DEADLINE_S)
+        return list(log_ids())
+
+    with serving(app, http=http) as port, socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+        wanted = [f"GET /slow/{n} HTTP/1.1\r\nhost: x\r\nx-request-id: pipelined-request-{n}\r\n\r\n" for n in range(3)]
+        no_id = "GET /slow/9 HTTP/1.1\r\nhost: x\r\n\r\n"
+        connection.sendall("".join([*wanted, no_id]).encode())
+        release.set()
+        responses = read_responses(connection, 4)
+    ids = [json.loads(body) for _, body in responses]
+    assert [headers["x-request-id"] for headers, _ in responses] == [entry[3] for entry in ids]
+    assert [entry[3] for entry in ids[:3]] == [f"pipelined-request-{n}" for n in range(3)]
+    assert ids[3][3] == ids[3][0]
+    assert len({entry[0] for entry in ids}) == 4
+    wait_for(lambda: len(wire.servers) == 4)
+    assert len(wire.spans) == 4
+    assert all(span.parent is None for span in wire.spans)
+    assert {span.name for span in wire.spans} == {"GET /slow/{number}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_client_that_goes_away(wire: Wire, http: Any) -> None:
+    """
+    A client that closes in the middle of a stream is visible, is no 200 and no exception.
+    """
+    app = FastAPI()
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 1024
+                await asyncio.sleep(0.001)
+
+        return StreamingResponse(parts())
+
+    with serving(app, http=http) as port:
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+            connection.sendall(b"GET /stream HTTP/1.1\r\nhost: x\r\nx-request-id: 42\r\n\r\n")
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(4096)
+            assert head.lower().count(b"x-request-id: 42") == 1
+        wait_for(lambda: wire.servers)
+    attributes = wire.server.attributes or {}
+    assert attributes["otel_correlation.client_disconnected"] is True
+    assert attributes["error.type"] == "client_disconnected"
+    assert "http.response.status_code" not in attributes
+    assert wire.server.events == ()
+
+
+class Keep(logging.Handler):
+    """
+    Keeps every record.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_servers_own_line_about_an_exception(wire: Wire, http: Any) -> None:
+    """
+    The server's line about an unhandled exception can name the request, although its context is gone by then.
+    """
+    app = FastAPI()
+
+    @app.get("/boom")
+    async def boom() -> None:
+        raise ValueError("boom")
+
+    keep = Keep()
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(keep)
+    try:
+        with serving(app, http=http) as port, socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+            connection.sendall(b"GET /boom HTTP/1.1\r\nhost: x\r\nx-request-id: 42\r\n\r\n")
+            ((headers, _),) = read_responses(connection, 1)
+            assert (headers[":status"], headers["x-request-id"]) == ("500", "42")
+            wait_for(lambda: [record for record in keep.records if record.exc_info])
+    finally:
+        logger.removeHandler(keep)
+    (line,) = [record for record in keep.records if record.exc_info]
+    assert line.exc_info
+    stashed = identity.stashed(line.exc_info[1])
+    assert wire.server.context is not None
+    assert stashed is not None
+    assert (stashed[0], stashed[3]) == (f"{wire.server.context.trace_id:032x}", "42")
+    assert len(wire.server.events) == 1
+
+
+HANDSHAKE = (
+    "GET {path} HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\nx-request-id: {id}\r\n"
+    "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "status"), [("/refuse", "403"), ("/accept", "101"), ("/none", "403")])
+def test_websocket_answers_carry_the_id(wire: Wire, path: str, status: str) -> None:
+    """
+    On the wire, too, an accepted and a refused handshake carry the request id.
+    """
+    app = FastAPI()
+
+    @app.websocket("/refuse")
+    async def refuse(websocket: WebSocket) -> None:
+        await websocket.close(1008)
+
+    @app.websocket("/accept")
+    async def accept(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close(4001)
+
+    with (
+        serving(app, ws="websockets-sansio") as port,
+        socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection,
+    ):
+        connection.sendall(HANDSHAKE.format(path=path, id=UUID).encode())
+        ((headers, _),) = read_responses(connection, 1)
+    assert (headers[":status"], headers["x-request-id"]) == (status, UUID)
+    wait_for(lambda: len(wire.spans) == (2 if status == "101" else 1))
+    assert (wire.server.attributes or {})["http.response.status_code"] == int(status)
+    if status == "101":
+        assert (wire.spans[1].attributes or {})["otel_correlation.websocket.close_code"] == 4001
