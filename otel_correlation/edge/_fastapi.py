@@ -8,6 +8,7 @@ matter which class was touched first, imported by alias or instrumented before.
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -167,7 +168,9 @@ def _no_native_exporter(app: fastapi.FastAPI) -> None:
     native = getattr(app, "_telemetry", None)
     if isinstance(native, dict) and native.get("auto_configure"):
         native["auto_configure"] = False
-        guard.logger.info("FASTAPI_OTEL_AUTO_CONFIGURE is left out: otel-correlation exports already")
+        # FastAPI 0.142 exports by itself without being asked; only who asked is told.
+        if os.environ.get("FASTAPI_OTEL_AUTO_CONFIGURE"):
+            guard.logger.info("FASTAPI_OTEL_AUTO_CONFIGURE is left out: otel-correlation exports already")
 
 
 def _patched_handle(original: Any, note: Callable[[Record, Any, Scope], None]) -> Any:
