@@ -244,7 +244,9 @@ class Attempt:
                 if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
                     self._note(status, getattr(response, "extensions", {}).get("http_version"))
                 record_exception(self.span, error)
-                self.span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+                # A text with a URL in it, such as raise_for_status() makes, may hold what url.full must not.
+                text, name = str(error), type(error).__name__
+                self.span.set_status(StatusCode.ERROR, name if "://" in text else f"{name}: {text}")
                 if self._measured is not None:
                     self._measured[error_attributes.ERROR_TYPE] = _qualified(type(error))
         except Exception:  # noqa: BLE001 - the boundary
