@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Traces told in full; of more only one line each.
 MAX_TOLD: Final = 3
-_BAR: Final = 28
+_WIDEST_BAR: Final = 28
 _FAILURE: Final = 500
 _HEAD: Final = "bold"
 _SOFT: Final = "dim"
@@ -128,12 +128,13 @@ def _tell_waterfall(screen: Screen, trace: Trace) -> None:
     begin = min(span.start_ns for span in trace.spans)
     total = max(span.end_ns for span in trace.spans) - begin or 1
     labels = [f"{'  ' * depth}{span.service}  {_short(span)}" for depth, span in rows]
-    width = min(max(map(len, labels)), max(screen.width - _BAR - 22, 24))
+    bar = min(_WIDEST_BAR, screen.width // 4)
+    width = min(max(map(len, labels)), max(screen.width - bar - 21, 24))
     screen.line()
     screen.line(("Waterfall", _HEAD))
     for label, (_, span) in zip(labels, rows, strict=True):
-        left = min(int((span.start_ns - begin) / total * _BAR), _BAR - 1)
-        length = max(1, min(round((span.end_ns - span.start_ns) / total * _BAR), _BAR - left))
+        left = min(int((span.start_ns - begin) / total * bar), bar - 1)
+        length = max(1, min(round((span.end_ns - span.start_ns) / total * bar), bar - left))
         cut = label if len(label) <= width else label[: width - 1] + "…"
         style = "red" if _failed(span) else "cyan"
         screen.line(
@@ -141,7 +142,7 @@ def _tell_waterfall(screen: Screen, trace: Trace) -> None:
             (cut.ljust(width), _BAD if _failed(span) else ""),
             "  ",
             (" " * left + "━" * length, style),
-            " " * (_BAR - left - length),
+            " " * (bar - left - length),
             f" {_took(span):>10}",
             (f"  {_status(span) or ('failed' if _failed(span) else '')}", style),
         )
