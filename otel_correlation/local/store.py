@@ -46,19 +46,19 @@ CREATE INDEX logs_by_request_id ON logs (request_id) WHERE request_id <> '';
 """
 
 _BY_REQUEST_ID: Final = """
-SELECT trace_id FROM spans WHERE request_id = ?2 AND request_id <> ''
-UNION SELECT trace_id FROM logs WHERE request_id = ?2 AND request_id <> ''
+SELECT trace_id FROM spans WHERE request_id = :request_id AND request_id <> ''
+UNION SELECT trace_id FROM logs WHERE request_id = :request_id AND request_id <> ''
 """
 _RECENT: Final = f"""
 SELECT trace_id FROM traces t
-WHERE (?1 = '' OR trace_id = ?1) AND (?2 = '' OR trace_id IN ({_BY_REQUEST_ID})) AND (
-    ?3 = '' OR EXISTS (SELECT 1 FROM spans s WHERE s.trace_id = t.trace_id AND s.service = ?3)
-    OR EXISTS (SELECT 1 FROM logs l WHERE l.trace_id = t.trace_id AND l.service = ?3)
-) ORDER BY seq DESC LIMIT ?4
+WHERE (:trace_id = '' OR trace_id = :trace_id) AND (:request_id = '' OR trace_id IN ({_BY_REQUEST_ID})) AND (
+    :service = '' OR EXISTS (SELECT 1 FROM spans s WHERE s.trace_id = t.trace_id AND s.service = :service)
+    OR EXISTS (SELECT 1 FROM logs l WHERE l.trace_id = t.trace_id AND l.service = :service)
+) ORDER BY seq DESC LIMIT :limit
 """  # noqa: S608 - a constant put together from a constant
 _FIND: Final = f"""
-SELECT trace_id FROM traces WHERE trace_id = ?1 OR trace_id IN ({_BY_REQUEST_ID})
-ORDER BY trace_id <> ?1, seq DESC LIMIT ?3
+SELECT trace_id FROM traces WHERE trace_id = :trace_id OR trace_id IN ({_BY_REQUEST_ID})
+ORDER BY trace_id <> :trace_id, seq DESC LIMIT :limit
 """  # noqa: S608 - as above
 
 
@@ -245,7 +245,9 @@ class LocalStore:
             self.counts.dropped_traces += 1
 
     def _recent(self, request_id: str, trace_id: str, service: str, limit: int) -> list[dict[str, Json]]:
-        rows = self._db.execute(_RECENT, (trace_id.lower(), request_id, service, limit))
+        rows = self._db.execute(
+            _RECENT, {"trace_id": trace_id.lower(), "request_id": request_id, "service": service, "limit": limit}
+        )
         return [self._summary(row[0]) for row in rows.fetchall()]
 
     def _summary(self, trace_id: str) -> dict[str, Json]:
@@ -259,14 +261,14 @@ class LocalStore:
         )
         begin = entry(Trace.of(trace_id, (span_from_json(json.loads(row[0])) for row in early), ()))
         both = (
-            "SELECT {0} FROM (SELECT {0}, start_ns AS t FROM spans WHERE trace_id = ?1 UNION ALL"
-            " SELECT {0}, time_ns FROM logs WHERE trace_id = ?1) WHERE {0} <> '' GROUP BY {0} ORDER BY min(t) LIMIT 20"
+            "SELECT {0} FROM (SELECT {0}, start_ns AS t FROM spans WHERE trace_id = :trace_id UNION ALL"
+            " SELECT {0}, time_ns FROM logs WHERE trace_id = :trace_id) WHERE {0} <> '' GROUP BY {0} ORDER BY min(t) LIMIT 20"
         )
         return {
             "trace_id": trace_id,
             "entry": None if begin is None else {**span_to_json(begin), "events": [], "links": []},
-            "request_ids": [row[0] for row in self._db.execute(both.format("request_id"), one)],
-            "services": [row[0] for row in self._db.execute(both.format("service"), one)],
+            "request_ids": [row[0] for row in self._db.execute(both.format("request_id"), {"trace_id": trace_id})],
+            "services": [row[0] for row in self._db.execute(both.format("service"), {"trace_id": trace_id})],
             "start_ns": str(first_log if start is None else start),
             "duration_ns": str(end - start if spans else 0),
             "spans": spans,
@@ -289,7 +291,7 @@ class LocalStore:
     def _find(self, wanted: str) -> list[Trace]:
         bits = to_trace_id(wanted)
         trace_id = "" if bits is None else f"{bits:032x}"
-        rows = self._db.execute(_FIND, (trace_id, wanted, MAX_FOUND)).fetchall()
+        rows = self._db.execute(_FIND, {"trace_id": trace_id, "request_id": wanted, "limit": MAX_FOUND}).fetchall()
         return [trace for row in rows if (trace := self._trace(row[0])) is not None]
 
 
