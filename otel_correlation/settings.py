@@ -26,6 +26,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Protocol = Literal["http/protobuf", "grpc"]
 
+LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 SAMPLERS: Final = (
     "always_on",
     "always_off",
@@ -51,6 +52,7 @@ class Settings:
         traceresponse: Whether responses carry ``traceresponse``.
         server_timing: Whether responses carry ``Server-Timing: trace;desc=...``.
         log_format: How lines of ours look when the application configured no logging.
+        log_level: From which level on such lines are shown (``OTEL_PYTHON_LOG_LEVEL``).
         logs_export: Whether records of unsampled traces go to OTLP, too.
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
         websocket: One trace per connection, or one per received message.
@@ -91,6 +93,7 @@ class Settings:
     traceresponse: bool = False
     server_timing: bool = False
     log_format: Literal["auto", "json", "text", "none"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     logs_export: Literal["all", "sampled"] = "all"
     query_values: Literal["all", "sensitive", "none"] = "sensitive"
     websocket: Literal["connection", "message"] = "connection"
@@ -375,6 +378,7 @@ def from_environment(
         traceresponse=traceresponse in ("true", "traceresponse", "both"),
         server_timing=traceresponse in ("server-timing", "both"),
         log_format=choice(semconv.OTEL_CORRELATION_LOG_FORMAT, ("auto", "json", "text", "none"), "auto"),
+        log_level=choice("OTEL_PYTHON_LOG_LEVEL", LOG_LEVELS, "info"),
         logs_export=choice(semconv.OTEL_CORRELATION_LOGS_EXPORT, ("all", "sampled"), "all"),
         query_values=choice(semconv.OTEL_CORRELATION_QUERY_VALUES, ("all", "sensitive", "none"), "sensitive"),
         websocket=choice(semconv.OTEL_CORRELATION_WEBSOCKET, ("connection", "message"), "connection"),
@@ -427,6 +431,7 @@ def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "mint": ("hex", "uuid"),
     "log_format": ("auto", "json", "text", "none"),
+    "log_level": LOG_LEVELS,
     "logs_export": ("all", "sampled"),
     "query_values": ("all", "sensitive", "none"),
     "websocket": ("connection", "message"),

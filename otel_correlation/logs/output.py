@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from otel_correlation.settings import Settings
 
-LOG_LEVEL_ENV: Final = "OTEL_PYTHON_LOG_LEVEL"
 
 _ACCESS: Final = "uvicorn.access"
 _SERVER: Final = "uvicorn"
@@ -102,7 +101,7 @@ def install(settings: Settings) -> None:
     """
     Begin to watch; nothing is written before ``settle``. A second call changes only the settings.
     """
-    level = _Level(_wanted_level())
+    level = _Level(logging.getLevelNamesMapping()[settings.log_level.upper()])
     with _lock:
         first = _state.settings is None
         _state.settings = settings
@@ -129,21 +128,6 @@ def uninstall() -> None:
         _state.settings = None
         _state.settled = False
         _state.pending.clear()
-
-
-def _wanted_level() -> int:
-    name = os.environ.get(LOG_LEVEL_ENV, "").strip()
-    if not name:
-        return logging.INFO
-    level = logging.getLevelNamesMapping().get(name.upper())
-    if level is None:
-        guard.logger.warning(
-            "%s=%s is not usable (one of debug, info, warning, error, critical); using info instead",
-            LOG_LEVEL_ENV,
-            ascii(name[:100]),
-        )
-        return logging.INFO
-    return level
 
 
 def settle() -> None:

@@ -110,6 +110,7 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ("max_queue_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "10000"}, 10_000),
     ("max_batch_size", {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "7"}, 7),
     ("max_batch_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, 100),
+    ("log_level", {"OTEL_PYTHON_LOG_LEVEL": "WARNING"}, "warning"),
     ("log_correlation", {"OTEL_PYTHON_LOG_CORRELATION": "true"}, True),
     ("semconv_dup", {"OTEL_SEMCONV_STABILITY_OPT_IN": "database, HTTP/dup"}, True),
     ("semconv_dup", {"OTEL_SEMCONV_STABILITY_OPT_IN": "http"}, False),
@@ -158,6 +159,7 @@ def test_empty_is_unset(environ: dict[str, str]) -> None:
 WRONG: list[tuple[str, str, str, str, object]] = [
     (semconv.OTEL_CORRELATION_ENABLED, "maybe", "true", "enabled", True),
     ("OTEL_SDK_DISABLED", "1", "false", "sdk_disabled", False),
+    ("OTEL_PYTHON_LOG_LEVEL", "loud", "info", "log_level", "info"),
     (
         semconv.OTEL_CORRELATION_REQUEST_ID_HEADERS,
         "x-a,bad name",
