@@ -262,7 +262,8 @@ class LocalStore:
         begin = entry(Trace.of(trace_id, (span_from_json(json.loads(row[0])) for row in early), ()))
         both = (
             "SELECT {0} FROM (SELECT {0}, start_ns AS t FROM spans WHERE trace_id = :trace_id UNION ALL"
-            " SELECT {0}, time_ns FROM logs WHERE trace_id = :trace_id) WHERE {0} <> '' GROUP BY {0} ORDER BY min(t) LIMIT 20"
+            " SELECT {0}, time_ns FROM logs WHERE trace_id = :trace_id)"
+            " WHERE {0} <> '' GROUP BY {0} ORDER BY min(t) LIMIT 20"
         )
         return {
             "trace_id": trace_id,
