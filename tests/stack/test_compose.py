@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.stack import build
-from tests.stack.harness import CONFIGS, ROOT
+from tests.stack.harness import CONFIGS, ROOT, SHOP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +116,21 @@ def test_no_container_probes_itself_with_what_it_has_not(services: dict[str, dic
     checked = {name: service["healthcheck"]["test"] for name, service in services.items() if "healthcheck" in service}
     assert set(checked) == {"gateway", "orders", "inventory", "ready"}
     assert {tuple(test[:2]) for test in checked.values()} == {("CMD", "python")}
+    for name, test in checked.items():
+        compile(test[3], name, "exec")
     for name, variable in (("collector", "COLLECTOR_HEALTH_ENDPOINT"), ("jaeger", "JAEGER_HEALTH_ENDPOINT")):
         port = services[name]["environment"][variable].rpartition(":")[2]
         assert f"http://{name}:{port}/" in checked["ready"][3]
+
+
+def test_each_shop_service_finds_the_next(services: dict[str, dict[str, Any]]) -> None:
+    """
+    What runs is a file of the shop, and the addresses that it is given are variables that it reads, of services that are there.
+    """
+    for name in ("gateway", "orders", "inventory"):
+        service = services[name]
+        assert service["command"] == [f"{name}:app"]
+        source = (SHOP / f"{name}.py").read_text()
+        given = {key: value for key, value in service["environment"].items() if key.endswith("_URL")}
+        assert given.keys() == set(re.findall(r'environ.get\("(\w+_URL)"', source))
+        assert all(services[value.removeprefix("http://").removesuffix(":8000")] for value in given.values())
