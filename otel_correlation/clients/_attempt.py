@@ -5,6 +5,7 @@ One physical attempt to send a request: its CLIENT span, the headers that name i
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections import deque
 from time import perf_counter, time_ns
@@ -147,6 +148,7 @@ class Attempt:
     __slots__ = (
         "_began_s",
         "_ended",
+        "_generation",
         "_measured",
         "_responded",
         "config",
@@ -171,6 +173,7 @@ class Attempt:
         self.context = context
         self.sent: list[_Entry] = []
         self.used = False
+        self._generation = _generation
         self._responded = False
         self.recording = span.is_recording()
         self._measured: dict[str, Any] | None = None
@@ -272,7 +275,7 @@ class Attempt:
         """
         End because nobody can read the response any more; called by the garbage collector, wherever it runs.
         """
-        if self._ended:
+        if self._ended or self._generation != _generation:
             return
         if _may_hold_a_lock():
             _dropped.append((self, time_ns()))
@@ -311,6 +314,20 @@ def _may_hold_a_lock() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+# How many forks lie between the first process and this one: what the parent has open, only the parent ends.
+_generation = 0
+
+
+def _after_fork() -> None:
+    global _generation  # noqa: PLW0603 - one number per process
+    _generation += 1
+    _dropped.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def end_dropped() -> None:

@@ -5,6 +5,7 @@ One CLIENT span for each physical attempt, and headers that name exactly that sp
 from __future__ import annotations
 
 import asyncio
+import pickle
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -346,6 +347,7 @@ def test_what_we_keep_on_a_request_is_not_the_users_business(side: Side, probe: 
     assert response.request.extensions.keys() == {*before, "timeout"}
     assert extensions == {"trace": None}
     assert response.request.headers["traceparent"] == traceparent(probe.span)
+    assert pickle.loads(pickle.dumps(response)).request.headers["traceparent"] == traceparent(probe.span)
 
 
 def test_an_authentication_flow_counts_its_re_send(side: Side, probe: Probe) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +256,24 @@ def test_a_response_dropped_in_a_thread(probe: Probe) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+    assert len(probe.spans) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_ends_nothing_of_its_parents(side: Side, probe: Probe) -> None:
+    """
+    A child that collects its copy of an open response does not end the parent's span a second time.
+    """
+    held: list[Any] = []
+    opened(side, side.client(transport(side, b"a")), held.append)
+    child = os.fork()
+    if child == 0:
+        held.clear()
+        gc.collect()
+        os._exit(len(probe.spans))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    held.clear()
+    gc.collect()
     assert len(probe.spans) == 1
 
 
