@@ -280,8 +280,10 @@ class Batcher(Generic[T]):
                 left -= len(batch)
                 try:
                     self._export(batch)
-                except Exception:  # noqa: BLE001 - somebody's exporter
+                except BaseException as error:  # somebody's exporter, which may even call sys.exit()
                     guard.count(f"{self.kind}.dropped.exporter_raised", len(batch))
+                    if not isinstance(error, Exception):
+                        raise
                     guard.report(f"export.{self.kind}")
                 finally:
                     self._in_flight = 0

@@ -275,10 +275,7 @@ _STATUS: Final = (b"\x7a\x00", b"\x7a\x02\x18\x01", b"\x7a\x02\x18\x02")
 
 def _status(status: Status) -> bytes:
     code = status.status_code.value
-    description = status.description
-    if not description:
-        return _STATUS[code]
-    return _sized(b"\x7a", _text(b"\x12", description) + (b"\x18" + _BYTE[code] if code else b""))
+    return _sized(b"\x7a", _text(b"\x12", status.description) + (b"\x18" + _BYTE[code] if code else b""))
 
 
 def _flags(parent: SpanContext | None) -> bytes:

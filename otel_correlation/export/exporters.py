@@ -190,7 +190,8 @@ def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sen
     def transport() -> BaseHTTPTransport:
         from opentelemetry.exporter.http.transport._requests import RequestsHTTPTransport  # noqa: PLC0415
 
-        return RequestsHTTPTransport(verify=verify, cert=certificate, session=session())
+        found = session() or (_certified_session(verify) if isinstance(verify, str) else None)
+        return RequestsHTTPTransport(verify=verify, cert=certificate, session=found)
 
     return Sender(
         "spans" if signal == "traces" else "logs",
@@ -201,6 +202,20 @@ def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sen
         compression=variables.compression(),
         is_default=is_default,
     )
+
+
+def _certified_session(certificate: str) -> requests.Session:
+    """
+    Return a session whose certificate wins over ``REQUESTS_CA_BUNDLE``, which requests would prefer.
+    """
+    from requests import Session  # noqa: PLC0415 - only services that export need it
+
+    class Certified(Session):
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            del verify
+            return super().merge_environment_settings(url, proxies, stream, certificate, cert)
+
+    return Certified()
 
 
 @contextmanager

@@ -125,6 +125,7 @@ class Answer:
         rejected: If set, a partial success that rejects so many.
         message: The message of the partial success.
         hang_s: Wait so long (or until the sink closes) before answering.
+        body: Answer with this, as text, instead of an OTLP response.
         drop: Store, then cut the connection without an answer.
     """
 
@@ -133,6 +134,7 @@ class Answer:
     rejected: int = 0
     message: str = ""
     hang_s: float = 0.0
+    body: bytes = b""
     drop: bool = False
 
 
@@ -359,7 +361,7 @@ class OtlpSink:
 
     @staticmethod
     def _respond(handler: BaseHTTPRequestHandler, answer: Answer, *, is_logs: bool) -> None:
-        payload = b""
+        payload = answer.body
         if answer.rejected or answer.message:
             if is_logs:
                 logs = ExportLogsServiceResponse()
@@ -372,7 +374,7 @@ class OtlpSink:
                 traces.partial_success.error_message = answer.message
                 payload = traces.SerializeToString()
         handler.send_response(answer.status)
-        handler.send_header("content-type", "application/x-protobuf")
+        handler.send_header("content-type", "text/plain" if answer.body else "application/x-protobuf")
         handler.send_header("content-length", str(len(payload)))
         for name, value in answer.headers.items():
             handler.send_header(name, value)

@@ -153,6 +153,58 @@ def test_retry_after_is_honoured(sink: OtlpSink) -> None:
     assert [request.status for request in sink.requests] == [503, 200]
 
 
+def test_a_pause_that_outlasts_the_exit_is_not_waited_for(sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    At exit, a collector that asks for more time than there is gets no further request; the loss is counted and said.
+    """
+    sink.answer = Answer(503, headers={"retry-after": "3600"})
+    pipeline, tracer = started(sink.endpoint)
+    tracer.start_span("a").end()
+    assert not pipeline.force_flush(200)
+    begun = time.monotonic()
+    pipeline.shutdown()
+    assert time.monotonic() - begun < export.EXIT_BUDGET_S
+    assert len(sink.requests) == 1
+    assert guard.counters()["spans.dropped.shutdown"] == 1
+    assert lines(caplog)[-1] == "1 spans were lost at exit: HTTP status 503"
+
+
+@pytest.mark.parametrize("body", [b"OK", b"\xff\xff\xff"])
+def test_an_answer_that_is_not_otlp_is_still_an_acknowledgement(sink: OtlpSink, body: bytes) -> None:
+    """
+    The status decides, whatever a proxy writes into the body.
+    """
+    sink.answer = Answer(body=body)
+    pipeline, tracer = started(sink.endpoint)
+    tracer.start_span("a").end()
+    assert pipeline.force_flush(PATIENCE_MS)
+    assert guard.counters() == {"spans.exported": 1}
+
+
+def test_a_batch_that_is_too_large_is_split(sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A request beyond the limit becomes several; only a span that is too large by itself is dropped and counted.
+    """
+    monkeypatch.setattr(sending, "_MAX_REQUEST_BYTES", 3000)
+    pipeline, tracer = started(sink.endpoint)
+    for number in range(10):
+        tracer.start_span(f"{number}", attributes={"text": "x" * (5000 if number == 4 else 500)}).end()
+    assert pipeline.force_flush(PATIENCE_MS)
+    assert [span.name for span in sink.spans] == [f"{number}" for number in range(10) if number != 4]
+    assert all(request.size <= 3000 for request in sink.requests)
+    assert guard.counters() == {"spans.exported": 9, "spans.dropped.too_large": 1}
+
+
+def test_a_request_that_cannot_be_made_is_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    What can never be sent is not tried for ever.
+    """
+    sender = sending.Sender("logs", "http://127.0.0.1:1/", headers={"bad": "a\nb"}, transport=_transport)
+    assert not sender.send(b"", 2)
+    assert guard.counters() == {"logs.dropped.not_sendable": 2}
+    assert "InvalidHeader" in lines(caplog)[0]
+
+
 def test_a_partial_success_is_not_sent_again(sink: OtlpSink, caplog: pytest.LogCaptureFixture) -> None:
     """
     Rejected spans of a taken batch are counted and the collector's message is shown; nothing is sent twice.

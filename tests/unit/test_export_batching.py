@@ -242,6 +242,49 @@ def test_an_exporter_that_raises_is_counted_and_used_again(monkeypatch: pytest.M
     assert guard.counters()["spans.dropped.exporter_raised"] == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_is_replaced() -> None:
+    """
+    An exporter that ends its thread costs its batch; the next span starts another thread.
+    """
+    ended: list[threading.Thread] = []
+
+    class Ends(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            if not ended:
+                ended.append(threading.current_thread())
+                raise SystemExit
+            return super().export(spans)
+
+    exporter = Ends()
+    pipeline = export.SpanPipeline([exporter])
+    tracer = traced(pipeline)
+    tracer.start_span("lost").end()
+    assert pipeline.force_flush()
+    ended[0].join(PATIENCE_S)
+    tracer.start_span("kept").end()
+    assert pipeline.force_flush()
+    assert [span.name for span in exporter.get_finished_spans()] == ["kept"]
+    assert guard.counters() == {"spans.dropped.exporter_raised": 1, "spans.exported": 1}
+
+
+def test_an_exporter_that_flushes_does_not_wait_for_itself() -> None:
+    """
+    A flush from inside an export returns False at once.
+    """
+    answers: list[bool] = []
+
+    class Flushes(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            answers.append(pipeline.force_flush())
+            return super().export(spans)
+
+    pipeline = export.SpanPipeline([Flushes()])
+    traced(pipeline).start_span("a").end()
+    assert pipeline.force_flush()
+    assert answers == [False]
+
+
 def test_a_failed_export_of_a_third_party_is_counted() -> None:
     """
     A batch that somebody's exporter reports as failed is counted as dropped.

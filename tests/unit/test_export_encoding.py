@@ -200,6 +200,16 @@ def test_many_values_of_a_key_arrive_unchanged() -> None:
         }
 
 
+def test_short_values_that_never_repeat_arrive_unchanged() -> None:
+    """
+    Hundreds of ids and paths under one key, with and without ASCII and Unicode, arrive as they are.
+    """
+    for number in range(400):
+        value = f"{number:032x}" if number % 3 else "é" * (number % 50)
+        assert decoded(span_with({"an.id": value, "": value})) == {"an.id": value, "": value}
+    assert decoded(span_with({"an.id": "a\ud800b", "": "long" * 1000})) == {"an.id": "a?b", "": "long" * 1000}
+
+
 def test_many_keys_arrive_unchanged() -> None:
     """
     More distinct keys and names than the caches hold change nothing.

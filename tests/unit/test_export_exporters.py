@@ -5,8 +5,10 @@ Exporters from variables: good values as the stock exporters read them, wrong on
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
@@ -147,6 +149,24 @@ def test_a_bad_certificate_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     path.write_text("not a certificate")
     _, _, problems = made(monkeypatch, **{PREFIX + "CERTIFICATE": str(path)})
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, "own"), (False, "bundle")])
+def test_the_exporters_certificate_wins_over_the_one_for_all_requests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool, expected: str
+) -> None:
+    """
+    ``OTEL_EXPORTER_OTLP_CERTIFICATE`` is used although ``REQUESTS_CA_BUNDLE`` is set; without it the bundle is.
+    """
+    paths = {"own": tmp_path / "own.pem", "bundle": tmp_path / "bundle.pem"}
+    for path in paths.values():
+        shutil.copy(certifi.where(), path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(paths["bundle"]))
+    variables = {PREFIX + "CERTIFICATE": str(paths["own"])} if own else {}
+    spans, _, problems = made(monkeypatch, **variables)
+    session = spans[0].sender._build()._session
+    used = session.merge_environment_settings("https://collector/", {}, None, None, None)["verify"]
+    assert (problems, used) == ([], str(paths[expected]))
 
 
 def test_an_unknown_credential_provider_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
