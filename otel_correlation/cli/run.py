@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.cli import USAGE, CommandError, on_signals
@@ -40,10 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(LocalServer(arguments.host, arguments.port, arguments.db))
-            url, where = (
-                server.url,
-                "the viewer, in memory until this ends" if arguments.db == ":memory:" else "the viewer",
-            )
+            url = server.url
+            where = "the viewer, in memory until this ends" if arguments.db == ":memory:" else "the viewer"
         except StoreFileError as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -51,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise CommandError(
                     f"cannot listen on {arguments.host} port {arguments.port}: {error.strerror or error}"
                 ) from error
-            url = f"http://{arguments.host}:{arguments.port}"
+            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+            url = f"http://{host}:{arguments.port}"
             where = (
                 "a viewer that already runs" if _is_viewer(url) else "something else that listens there; a collector?"
             )
@@ -68,7 +68,7 @@ def _is_viewer(url: str) -> bool:
     try:
         with opener.open(f"{url}/healthz", timeout=_PROBE_S) as response:
             answer = json.loads(response.read(65536))
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return False
     return isinstance(answer, dict) and answer.get("service") == DISTRO_NAME
 
@@ -97,5 +97,5 @@ def _terminal_tells_all() -> bool:
     """
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return False

@@ -217,7 +217,9 @@ class Viewer:
     def _refuse_host(self, request: Request) -> Response | None:
         if self._hosts is None or (request.url.hostname or "").lower() in self._hosts:
             return None
-        return JSONResponse({"error": "this host name is not served here"}, 421)
+        return JSONResponse(
+            {"error": "not served under this name: open it as http://127.0.0.1, or bind with --host"}, 421
+        )
 
 
 def _decoded(decode: Callable[[bytes, str], otlp.Batch], body: bytes, media: str, *, inflate: bool) -> otlp.Batch:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import httpx
@@ -204,11 +205,19 @@ def test_run_uses_what_already_listens() -> None:
     """
     With a viewer on the port the command sends there; with another program there, too, and it says which it is.
     """
+
+    def talk(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.sendall(b"220 no HTTP here\r\n")
+
     with LocalServer(port=0) as local:
         done = call("run", "--port", str(local.port), "--", "true")
         assert (done.returncode, "a viewer that already runs" in done.stderr) == (0, True)
     with socket.create_server(("127.0.0.1", 0)) as other:
+        talker = threading.Thread(target=talk, args=(other,))
+        talker.start()
         done = call("run", "--port", str(other.getsockname()[1]), "--", "true")
+        talker.join()
         assert (done.returncode, "something else" in done.stderr) == (0, True)
 
 
