@@ -282,8 +282,8 @@ def _patched_middleware_call(original: Any) -> Any:
 def _hooked(app: ASGIApp, hook: Any) -> ASGIApp:
     async def hooked(scope: Scope, receive: Receive, send: Send) -> None:
         record = scope.get(semconv.SCOPE_KEY)
-        if isinstance(record, Record) and record.recording is not None:
-            call_hook(record.recording, hook, scope)
+        if isinstance(record, Record) and record.span is not None:
+            call_hook(record.span, hook, scope)
         await app(scope, receive, send)
 
     return hooked

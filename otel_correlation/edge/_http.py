@@ -42,8 +42,8 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
         return
     # Whatever context a server leaked into this task (pipelining) is covered by ours until the end.
     token = otel_context.attach(context)
-    if config.server_request_hook is not None and record.recording is not None:
-        call_hook(record.recording, config.server_request_hook, scope)
+    if config.server_request_hook is not None and record.span is not None:
+        call_hook(record.span, config.server_request_hook, scope)
 
     def edge_send(message: Message) -> Awaitable[None]:
         kind = message["type"]
@@ -100,7 +100,7 @@ def spanned_receive(config: ServerConfig, record: Record, scope: Scope, receive:
         token = otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
         try:
             message = await receive()
-            if config.client_request_hook is not None and span.is_recording():
+            if config.client_request_hook is not None:
                 call_hook(span, config.client_request_hook, scope, message)
             if message["type"] == "websocket.receive":
                 span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, 200)
@@ -122,7 +122,7 @@ def spanned_send(config: ServerConfig, record: Record, scope: Scope, send: Send)
         span = _internal_span(config, record, scope, "send")
         token = otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
         try:
-            if config.client_response_hook is not None and span.is_recording():
+            if config.client_response_hook is not None:
                 call_hook(span, config.client_response_hook, scope, message)
             span.set_attribute("asgi.event.type", message["type"])
             if message["type"] == "http.response.start":

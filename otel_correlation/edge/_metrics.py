@@ -15,6 +15,7 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.trace.propagation import set_span_in_context
 
 from otel_correlation._version import __version__
+from otel_correlation.edge._record import error_type
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -64,14 +65,10 @@ class ServerMetrics:
         }
         if route := record.route:
             values[http_attributes.HTTP_ROUTE] = route
-        if record.status:
+        if record.status and not record.disconnected:
             values[http_attributes.HTTP_RESPONSE_STATUS_CODE] = record.status
-        if record.error is not None:
-            kind = type(record.error)
-            name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            values[error_attributes.ERROR_TYPE] = name
-        elif record.status >= 500:
-            values[error_attributes.ERROR_TYPE] = str(record.status)
+        if failed := error_type(record):
+            values[error_attributes.ERROR_TYPE] = failed
         # The span that has just ended, so that exemplars point to it.
         context = None if record.span is None else set_span_in_context(record.span)
         self._duration.record(duration_s, values, context=context)

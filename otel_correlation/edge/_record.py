@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "QUERY"})
 _PROPAGATION: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 _CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before its response
+_GONE: Final = "client_disconnected"
 _MAX_HOST: Final = 255  # RFC 1035; a longer one is not remembered
 
 
@@ -245,12 +246,13 @@ def finish(record: Record, scope: Scope) -> None:
     Do everything that comes after the application; its context is still current.
     """
     elapsed_ns = (record.finished_ns or perf_counter_ns()) - record.started_ns
-    status = record.status
-    error = record.error
-    gone = record.disconnected
-    if isinstance(error, ClientDisconnect):
+    if isinstance(record.error, ClientDisconnect):
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
-        gone, error = True, None
+        record.disconnected, record.error = True, None
+    gone = record.disconnected
+    error = record.error
+    # Servers answer 500 for an application that returns without an answer.
+    status = record.status = record.status or (0 if gone else 500)
     if record.route is None and record.config.look_up is not None and "router" not in scope:
         route = record.config.look_up(scope)
         if route is not None:
@@ -262,8 +264,8 @@ def finish(record: Record, scope: Scope) -> None:
         if gone:
             span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
             if error is None:
-                span.set_attribute(error_attributes.ERROR_TYPE, "client_disconnected")
-        elif status:
+                span.set_attribute(error_attributes.ERROR_TYPE, _GONE)
+        else:
             span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
             if status >= 500 and error is None:
                 span.set_attribute(error_attributes.ERROR_TYPE, str(status))
@@ -273,8 +275,20 @@ def finish(record: Record, scope: Scope) -> None:
     metrics = record.config.metrics
     if metrics is not None and scope["type"] == "http":
         metrics.finished(record, scope, elapsed_ns / 1e9)
-    shown = _CLIENT_GONE if gone else status or 500
+    shown = _CLIENT_GONE if gone else status
     logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6)
+
+
+def error_type(record: Record) -> str | None:
+    """
+    Return ``error.type`` as metrics have it, or None for a request that did not fail.
+    """
+    if record.error is not None:
+        kind = type(record.error)
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if record.disconnected:
+        return _GONE
+    return str(record.status) if record.status >= 500 else None
 
 
 def record_error(span: Span, error: BaseException) -> None:

@@ -45,8 +45,8 @@ async def serve_websocket(config: ServerConfig, app: ASGIApp, scope: Scope, rece
         await app(scope, receive, send)
         return
     token = otel_context.attach(context)
-    if config.server_request_hook is not None and record.recording is not None:
-        call_hook(record.recording, config.server_request_hook, scope)
+    if config.server_request_hook is not None and record.span is not None:
+        call_hook(record.span, config.server_request_hook, scope)
     socket = _Socket(record, scope, receive, send, context)
     inner_receive: Receive = socket.receive
     inner_send: Send = socket.send

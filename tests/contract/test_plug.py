@@ -26,7 +26,9 @@ from opentelemetry.trace import SpanKind
 from starlette.background import BackgroundTask
 from starlette.middleware.gzip import GZipMiddleware
 
+from otel_correlation import guard
 from otel_correlation.edge import _fastapi as plug
+from otel_correlation.edge import _http, _websocket
 from otel_correlation.identity import log_ids
 from tests.contract.wire import PARENT, TRACE, UUID, Wire, call, exchange, http_scope, open_socket, wired
 
@@ -579,3 +581,81 @@ def test_serving_is_announced_once() -> None:
         asyncio.run(exchange(app, http_scope("GET", "/hello/x")))
         assert said == [1]
         assert len(wire.spans) == 2
+
+
+def test_hooks_are_called_for_unsampled_requests(quiet: Wire) -> None:
+    """
+    A hook is called for every request, as contrib's are: users do more in them than to set attributes.
+    """
+    quiet.configure(ratio=0.0)
+    seen: list[str] = []
+    app = hello()
+    FastAPIInstrumentor.instrument_app(
+        app, lambda span, scope: seen.append("server"), None, lambda span, scope, message: seen.append(message["type"])
+    )
+    call(app, path="/hello/x")
+    assert seen == ["server", "http.response.start", "http.response.body"]
+    assert quiet.spans == []
+
+
+@pytest.mark.parametrize("where", ["enter", "with_ids", "finish"])
+def test_our_failure_is_not_the_applications(quiet: Wire, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If the edge itself fails, at any point, the request is served and the failure is counted.
+    """
+    monkeypatch.delenv(guard.STRICT_ENV)
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError(len(arguments))
+
+    app = hello()
+
+    @app.websocket("/ws")
+    async def ws(websocket: fastapi.WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close(4000)
+
+    FastAPIInstrumentor.instrument_app(app)
+    for module in (_http, _websocket):
+        monkeypatch.setattr(module, where, broken)
+    assert call(app, path="/hello/x").body == b"x"
+    kinds = [message["type"] for message in open_socket(app).messages]
+    assert kinds == ["websocket.accept", "websocket.close"]
+    assert [name for name in guard.counters() if name.startswith("internal_error.edge.")]
+
+
+def test_metrics_of_clients_that_left(quiet: Wire) -> None:
+    """
+    A client that went away is no 200 in metrics either.
+    """
+    reader = InMemoryMetricReader()
+    app = fastapi.FastAPI()
+
+    @app.get("/x")
+    async def x(request: fastapi.Request) -> bool:
+        return await request.is_disconnected()
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None: ...
+
+    FastAPIInstrumentor.instrument_app(app, meter_provider=MeterProvider([reader], shutdown_on_exit=False))
+    asyncio.run(app(http_scope("GET", "/x"), receive, send))
+    _, point = points(reader)["http.server.request.duration"]
+    assert point.attributes["error.type"] == "client_disconnected"
+    assert "http.response.status_code" not in point.attributes
+
+
+def test_no_answer_at_all(wire: Wire) -> None:
+    """
+    An application that returns without an answer gets the server's 500, and its span says so.
+    """
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None: ...
+
+    app = hello()
+    app.mount("/silent", silent)
+    call(app, path="/silent/x")
+    assert (wire.server.attributes or {})["http.response.status_code"] == 500
+    assert (wire.server.attributes or {})["error.type"] == "500"
