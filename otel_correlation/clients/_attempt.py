@@ -141,7 +141,7 @@ class Attempt:
         recording: Whether the span takes attributes.
         request: The request object.
         sends: How often the call sent so far, this attempt included.
-        sent: The headers that we put on it.
+        sent: The headers that we put on it, and those of its repetitions by a transport.
         used: Whether a transport of httpx's own carries it already.
     """
 
@@ -491,7 +491,8 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
         if attempt is not None:
             attempt.sent = sent
             if again is not None:
-                again.sends, again.sent = sends + 1, sent
+                # All of them: a transport may copy the request of any earlier attempt.
+                again.sends, again.sent = sends + 1, again.sent + sent
             capture = config.request_headers
             if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
