@@ -1,5 +1,5 @@
 """
-The page in a real browser, where there is one: hostile telemetry is text, and the story can be read.
+The page in a real browser: hostile telemetry is text, and the story can be read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -34,10 +34,25 @@ FLAGS = [
     "--dump-dom",
 ]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)"),
-]
+
+def installed() -> str | None:
+    """
+    Return the browser's path, or None.
+    """
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """
+    Return a Chromium; where there is none, it is installed from the operating system's packages.
+    """
+    if installed() is None and shutil.which("apt-get") is not None:
+        for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "chromium")):
+            subprocess.run(["apt-get", "-qq", *arguments], check=False, timeout=600, capture_output=True)
+    found = installed()
+    assert found is not None, "these tests need Chromium: install the package `chromium`"
+    return found
 
 
 @pytest.fixture
@@ -47,13 +62,13 @@ def local() -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def page(local: LocalServer, tmp_path: Path) -> Callable[[str], str]:
+def page(chromium: str, local: LocalServer, tmp_path: Path) -> Callable[[str], str]:
     """
     Returns the document as the browser has it once scripts have run.
     """
 
     def dump(route: str) -> str:
-        command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path}", f"{local.url}/#{route}"]
+        command = [chromium, *FLAGS, f"--user-data-dir={tmp_path}", f"{local.url}/#{route}"]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     return dump
