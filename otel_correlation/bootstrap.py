@@ -152,7 +152,7 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
         elif settings:
             _apply(_state.settings, wanted)
         if _state.settings is not None and _state.settings.enabled:
-            fastapi_plug.instrument_everything()
+            _instrument_everything()
             if app is not None:
                 fastapi_plug.switch_on(app)
 
@@ -206,8 +206,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         if instrument:
-            fastapi_plug.instrument_everything()
-            clients.instrument_everything()
+            _instrument_everything()
         _state.pending += problems
         fastapi_plug.on_serving(_announce)
         # A process that never serves (a script, a worker) says what was wrong at its end.
@@ -246,6 +245,7 @@ def _keep_foreign_provider(provider: Any) -> None:
 
 
 def _flush(timeout_s: float) -> None:
+    clients.end_dropped()
     foreign = _state.foreign
     if foreign is not None:
         # On a thread: the SDK's own processors do not keep to the timeout that they are given.
@@ -253,6 +253,18 @@ def _flush(timeout_s: float) -> None:
         flushing.start()
         flushing.join(timeout_s)
     export.leave(_state.batchers, timeout_s)
+
+
+def _instrument_everything() -> None:
+    """
+    Instrument what ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` does not name, as ``opentelemetry-instrument`` would.
+    """
+    left_out = {name.strip() for name in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
+    if "*" in left_out:
+        return
+    if "fastapi" not in left_out:
+        fastapi_plug.instrument_everything()
+    clients.instrument_everything(left_out)
 
 
 def _current_settings() -> Settings:

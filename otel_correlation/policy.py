@@ -159,3 +159,48 @@ def redact_query(query: str, mode: str) -> str:
         if equals and value and (mode == "none" or _is_secret(key[:200])):
             parts[index] = f"{key}={REDACTED}"
     return "&".join(parts)
+
+
+def redact_url(url: str, mode: str) -> str:
+    """
+    Return the URL without credentials, and without the values of its query and fragment that must not be recorded.
+    """
+    if "@" in url:
+        scheme, mark, rest = url.partition("://")
+        end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
+        _, at, host = rest[:end].rpartition("@")
+        if mark and at:
+            url = f"{scheme}://{REDACTED}:{REDACTED}@{host}{rest[end:]}"
+    if "=" not in url:
+        return url
+    url, mark, fragment = url.partition("#")
+    if mark:
+        fragment = mark + redact_query(fragment, mode)
+    url, mark, query = url.partition("?")
+    return f"{url}{mark}{redact_query(query, mode)}{fragment}"
+
+
+# str(pydantic.ValidationError) and SQLAlchemy's errors quote what a user sent: by repr(), so on one line.
+_QUOTES: Final = (("input_value=", ", input_type="), ("[parameters: ", "]"))
+_URL_IN_TEXT: Final = re.compile(r"https?://[^\s'\"<>]+")
+
+
+def scrub(text: str) -> str:
+    """
+    Return an exception's text without what a user sent: values that pydantic and SQLAlchemy quote, secrets in URLs.
+    """
+    for begin, end in _QUOTES:
+        if begin in text:
+            text = "\n".join(_unquoted(line, begin, end) for line in text.split("\n"))
+    if "://" in text:
+        text = _URL_IN_TEXT.sub(lambda found: redact_url(found.group(), "sensitive"), text)
+    return text
+
+
+def _unquoted(line: str, begin: str, end: str) -> str:
+    # Not a regular expression: one that finds the last end is quadratic in what a caller can make long.
+    start = line.find(begin)
+    if start < 0:
+        return line
+    stop = line.rfind(end, start)
+    return f"{line[:start]}{begin}REDACTED{line[stop:] if stop >= 0 else ''}"

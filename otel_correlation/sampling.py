@@ -107,6 +107,8 @@ class RatioSampler(Sampler):
         self.ratio = ratio
         self._parent_based = parent_based
         self._threshold = threshold(ratio)
+        # At ratio 0 the threshold has a digit more: "g" is above every hexadecimal one.
+        self._threshold_hex = f"{self._threshold:014x}" if self._threshold < _MAX else "g"
         self._th = f"th:{_format_th(self._threshold)};" if ratio > 0 else ""
 
     def decide(self, parent: SpanContext | None, trace_id: int, *, given: bool) -> tuple[bool, ApiTraceState | None]:
@@ -124,9 +126,11 @@ class RatioSampler(Sampler):
         if parent is None:
             if self._threshold == 0 and not given:
                 return True, _TH_ZERO
-            rv = randomness(trace_id)
-            kept = rv >= self._threshold
-            return kept, TraceState([(_KEY, f"{self._th if kept else ''}rv:{rv:014x}")])
+            # What randomness() returns, without a trip through numbers of 14 digits; hex digits compare as they do.
+            rv = blake2b(trace_id.to_bytes(16, "big"), digest_size=7).hexdigest()
+            kept = rv >= self._threshold_hex
+            # Both values are in the grammar by construction.
+            return kept, TraceState._made_of({_KEY: f"{self._th}rv:{rv}" if kept else f"rv:{rv}"})
         if self._parent_based:
             state: ApiTraceState | None = parent.trace_state
             if state and parent.is_remote and _KEY in state:

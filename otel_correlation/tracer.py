@@ -27,6 +27,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id
+from otel_correlation.policy import scrub
 from otel_correlation.sampling import RatioSampler
 
 if TYPE_CHECKING:
@@ -203,8 +204,8 @@ def exception_event(error: BaseException) -> dict[str, Any]:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return {
         exception_attributes.EXCEPTION_TYPE: name,
-        exception_attributes.EXCEPTION_MESSAGE: str(error),
-        exception_attributes.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
+        exception_attributes.EXCEPTION_MESSAGE: scrub(str(error)),
+        exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(traceback.format_exception(error))),
     }
 
 
@@ -225,8 +226,11 @@ class Tracer:
         self._provider: TracerProvider | None = None
         self._processors: Sequence[Any] = ()
         self._tracer: trace_api.Tracer = trace_api.NoOpTracer()
+        # The same tracer where it is an SDK one, and its sampler as it was seen.
+        self._sdk: Any = None
         self._seen_sampler: Any = None
         self._sampler: RatioSampler | None = None
+        self._new_trace_id: Callable[[], int] = random_trace_id
         self.limits: Any = None
         self.room = 0
         self.processor: Any = None
@@ -238,7 +242,7 @@ class Tracer:
         """
         The provider's resource as it is now (the SDK renews it after a fork).
         """
-        return cast("SdkTracer", self._tracer).resource
+        return cast("Resource", self._sdk.resource)
 
     def _resolve(self, provider: TracerProvider) -> None:
         """
@@ -246,6 +250,8 @@ class Tracer:
         """
         self._sampler = None
         self.processor = None
+        self._sdk = None
+        self._new_trace_id = random_trace_id
         self._tracer = provider.get_tracer(self._name, self._version, SCHEMA_URL)
         self._provider = provider
         tracer = self._tracer
@@ -257,6 +263,9 @@ class Tracer:
             own_ids = False
         else:
             own_ids = tracer.id_generator._inner is None
+        if not own_ids:
+            self._new_trace_id = tracer.id_generator.generate_trace_id
+        self._sdk = tracer
         self.processor = multi = tracer.span_processor
         self.limits = tracer._span_limits
         self.scope = tracer._instrumentation_scope
@@ -281,10 +290,7 @@ class Tracer:
         """
         if self._provider is None:
             self._resolve(self._fixed or trace_api.get_tracer_provider())
-        tracer = self._tracer
-        if isinstance(tracer, SdkTracer) and isinstance(tracer.id_generator, CorrelationIdGenerator):
-            return tracer.id_generator.generate_trace_id()
-        return random_trace_id()
+        return self._new_trace_id()
 
     def start(
         self,
@@ -313,19 +319,18 @@ class Tracer:
             start_time: Nanoseconds since the epoch; now if None.
         """
         provider = self._fixed or trace_api.get_tracer_provider()
+        sdk: Any = self._sdk
         if provider is not self._provider or (
-            self.processor is not None
-            and (
-                self.processor._span_processors is not self._processors
-                or cast("SdkTracer", self._tracer).sampler is not self._seen_sampler
-            )
+            sdk is not None
+            and (self.processor._span_processors is not self._processors or sdk.sampler is not self._seen_sampler)
         ):
             self._resolve(provider)
+            sdk = self._sdk
         sampler = self._sampler
-        if sampler is None or not cast("SdkTracer", self._tracer)._tracer_config.is_enabled:
+        if sampler is None or not sdk._tracer_config.is_enabled:
             return self._start_plain(name, kind, context, attributes, trace_id, minted, links, start_time)
-        parent_span = cast("trace_api.Span | None", context.get(_SPAN_KEY))
-        parent = None if parent_span is None else parent_span.get_span_context()
+        parent_span: Any = context.get(_SPAN_KEY)
+        parent: SpanContext | None = None if parent_span is None else parent_span.get_span_context()
         if parent is None or not parent.is_valid:
             parent = None
             given = trace_id is not None and not minted

@@ -25,7 +25,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
-from otel_correlation.policy import REDACTED, redact_query
+from otel_correlation.policy import redact_url
 from otel_correlation.tracer import record_exception
 
 if TYPE_CHECKING:
@@ -568,22 +568,3 @@ def _request_attributes(config: ClientConfig, request: Any, sends: int) -> dict[
     if sends:
         values[http_attributes.HTTP_REQUEST_RESEND_COUNT] = sends
     return values
-
-
-def redact_url(url: str, mode: str) -> str:
-    """
-    Return the URL without credentials, and without the values of its query and fragment that must not be recorded.
-    """
-    if "@" in url:
-        scheme, mark, rest = url.partition("://")
-        end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
-        _, at, host = rest[:end].rpartition("@")
-        if mark and at:
-            url = f"{scheme}://{REDACTED}:{REDACTED}@{host}{rest[end:]}"
-    if "=" not in url:
-        return url
-    url, mark, fragment = url.partition("#")
-    if mark:
-        fragment = mark + redact_query(fragment, mode)
-    url, mark, query = url.partition("?")
-    return f"{url}{mark}{redact_query(query, mode)}{fragment}"

@@ -35,7 +35,7 @@ from otel_correlation.policy import HeaderCapture
 from otel_correlation.tracer import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import ModuleType
 
     from opentelemetry.trace import Span
@@ -173,12 +173,12 @@ def deactivate() -> None:
     end_dropped()
 
 
-def instrument_everything() -> None:
+def instrument_everything(left_out: Collection[str] = ()) -> None:
     """
-    Instrument every client of the process, of each library that is installed, once.
+    Instrument every client of the process, of each library that is installed and not in ``left_out``, once.
     """
     for instrumentor in _instrumentors():
-        if not instrumentor.is_instrumented_by_opentelemetry:
+        if instrumentor._module_name not in left_out and not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(skip_dep_check=True)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
 from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS
-from otel_correlation.policy import redact_query
+from otel_correlation.policy import redact_query, scrub
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,28 +40,6 @@ _NOT_ASCII: Final = re.compile("[^\x00-\x7f]+")
 
 _DEPTH: Final = 8
 _ITEMS: Final = 256
-
-# str(pydantic.ValidationError) and SQLAlchemy's errors quote what a user sent: by repr(), so on one line.
-_QUOTES: Final = (("input_value=", ", input_type="), ("[parameters: ", "]"))
-
-
-def scrub(text: str) -> str:
-    """
-    Return an exception's text without the values that pydantic and SQLAlchemy quote in it.
-    """
-    for begin, end in _QUOTES:
-        if begin in text:
-            text = "\n".join(_redacted(line, begin, end) for line in text.split("\n"))
-    return text
-
-
-def _redacted(line: str, begin: str, end: str) -> str:
-    # Not a regular expression: one that finds the last end is quadratic in what a caller can make long.
-    start = line.find(begin)
-    if start < 0:
-        return line
-    stop = line.rfind(end, start)
-    return f"{line[:start]}{begin}REDACTED{line[stop:] if stop >= 0 else ''}"
 
 
 def exception_text(

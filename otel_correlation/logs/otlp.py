@@ -23,6 +23,7 @@ from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
 from otel_correlation.logs.record import FIELDS
+from otel_correlation.policy import scrub
 
 if TYPE_CHECKING:
     import logging
@@ -198,7 +199,7 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
         kind, error, _ = record.exc_info
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         attributes[exception_attributes.EXCEPTION_TYPE] = module + kind.__qualname__
-        attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(lines.scrub(lines.text_of(error)))
+        attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(scrub(lines.text_of(error)))
         attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(record.exc_info))
     elif record.exc_text:
         attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.record_exception(record))

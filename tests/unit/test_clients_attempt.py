@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
 
 from otel_correlation import guard
-from otel_correlation.clients._attempt import redact_url
+from otel_correlation.policy import redact_url
 from tests.clients_probe import REQUEST_ID, SIDES, SPAN_ID, TRACE_ID, Probe, Side, attempts, request, traceparent
 
 if TYPE_CHECKING:

@@ -1,0 +1,55 @@
+"""
+What an exception's text may not carry out of the process, wherever the text goes.
+"""
+
+from __future__ import annotations
+
+import httpx
+import pydantic
+import pytest
+
+from otel_correlation.policy import scrub
+from otel_correlation.tracer import exception_event
+
+
+class Login(pydantic.BaseModel):
+    """
+    What a user sends.
+    """
+
+    pin: int
+
+
+def test_a_span_event_never_quotes_what_a_user_sent() -> None:
+    """
+    The exception event of a validation error has neither in its message nor in its stack trace what was sent.
+    """
+    sent = "".join(("hunter", "2"))  # not a literal: a traceback shows source lines
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Login.model_validate({"pin": sent})
+    event = exception_event(caught.value)
+    assert "hunter2" not in str(event)
+    assert "REDACTED" in event["exception.message"]
+
+
+def test_a_url_in_an_exception_loses_its_secrets() -> None:
+    """
+    A status error of httpx quotes the whole URL; its password and token do not leave the process.
+    """
+    request = httpx.Request("GET", "https://ada:hunter2@api.example/v1?token=s3cret&page=2")
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        httpx.Response(500, request=request).raise_for_status()
+    text = str(exception_event(caught.value))
+    assert "hunter2" not in text
+    assert "s3cret" not in text
+    assert "page=2" in text
+
+
+def test_scrubbing_leaves_other_texts_alone() -> None:
+    """
+    A text without anything to hide is the same afterwards.
+    """
+    assert (
+        scrub("division by zero, see https://example.org/help#why")
+        == "division by zero, see https://example.org/help#why"
+    )
