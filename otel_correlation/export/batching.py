@@ -270,14 +270,16 @@ class Batcher(Generic[T]):
         queue = self._queue
         size = self._max_batch
         left = len(queue) if everything else len(queue) // size * size
+        if not left:
+            return
         token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         _here.exporting = True
         try:
             while left > 0 and queue:
                 # Said before anything is taken, so that a flush never sees an empty queue and nothing in flight.
                 self._in_flight = min(size, left, len(queue))
-                batch = [queue.popleft() for _ in range(self._in_flight)]
-                left -= len(batch)
+                batch = self._take(self._in_flight)
+                left -= self._in_flight
                 try:
                     self._export(batch)
                 except BaseException as error:  # somebody's exporter, which may even call sys.exit()
@@ -290,6 +292,15 @@ class Batcher(Generic[T]):
         finally:
             _here.exporting = False
             detach(token)
+
+    def _take(self, count: int) -> list[T]:
+        batch: list[T] = []
+        try:
+            for _ in range(count):
+                batch.append(self._queue.popleft())  # noqa: PERF401 - what was taken must stay
+        except IndexError:  # a shutdown that ran out of time has emptied the queue
+            return batch
+        return batch
 
 
 _batchers: Final[weakref.WeakSet[Batcher[Any]]] = weakref.WeakSet()

@@ -20,6 +20,7 @@ import atexit
 import functools
 import sys
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from wrapt import register_post_import_hook
@@ -37,6 +38,8 @@ _flush: Callable[[float], object] | None = None
 _hooked = False
 _last_s = 0.0
 _spent_s = 0.0
+# Servers whose whole run is wrapped.
+_serving: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def _flush_now() -> None:
@@ -55,30 +58,47 @@ def _flush_now() -> None:
     _spent_s += _last_s - begun
 
 
+async def _flush_beside() -> None:
+    # On a thread: the loop may have other servers and tasks, which an absent collector must not hold up.
+    try:
+        await asyncio.to_thread(_flush_now)
+    except (RuntimeError, asyncio.CancelledError):
+        _flush_now()
+        raise
+
+
 def _wrap_server(module: ModuleType) -> None:
     """
     Flush whenever ``uvicorn.Server._serve`` has ended.
+
+    Where the application calls ``bootstrap()``, that method runs already: it is what imports the application. Then the
+    end of ``Server.shutdown``, the last that it calls, has to do; only uvicorn's very last log record comes later.
     """
     server = getattr(module, "Server", None)
-    original = getattr(server, "_serve", None)
-    # Older servers have no such method; then atexit is all there is.
-    if original is None or hasattr(original, _ORIGINAL):
+    # Older servers have no such methods; then atexit is all there is.
+    serve, shutdown = getattr(server, "_serve", None), getattr(server, "shutdown", None)
+    if server is None or serve is None or shutdown is None or hasattr(serve, _ORIGINAL):
         return
 
-    @functools.wraps(original)
-    async def _serve(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(serve)
+    async def _serve(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _serving.add(self)
         try:
-            return await original(*args, **kwargs)
+            return await serve(self, *args, **kwargs)
         finally:
-            # On a thread: the loop may have other servers and tasks, which an absent collector must not hold up.
-            try:
-                await asyncio.to_thread(_flush_now)
-            except (RuntimeError, asyncio.CancelledError):
-                _flush_now()
-                raise
+            await _flush_beside()
 
-    setattr(_serve, _ORIGINAL, original)
-    server._serve = _serve  # type: ignore[union-attr]
+    @functools.wraps(shutdown)
+    async def _shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await shutdown(self, *args, **kwargs)
+        finally:
+            if self not in _serving:
+                await _flush_beside()
+
+    for wrapper, original in ((_serve, serve), (_shutdown, shutdown)):
+        setattr(wrapper, _ORIGINAL, original)
+    server._serve, server.shutdown = _serve, _shutdown
 
 
 def _on_import(module: ModuleType) -> None:
@@ -124,6 +144,7 @@ def uninstall() -> None:
     _flush = None
     atexit.unregister(_flush_now)
     server = getattr(sys.modules.get("uvicorn.server"), "Server", None)
-    original = getattr(getattr(server, "_serve", None), _ORIGINAL, None)
-    if original is not None:
-        server._serve = original  # type: ignore[union-attr]
+    for name in ("_serve", "shutdown"):
+        original = getattr(getattr(server, name, None), _ORIGINAL, None)
+        if original is not None:
+            setattr(server, name, original)

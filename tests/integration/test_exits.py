@@ -105,6 +105,32 @@ def test_a_signal_loses_nothing(start: str, number: signal.Signals, tmp_path: Pa
         assert code == CODES.get((start, number), 0), service.output()
 
 
+IN_CODE = {
+    "uvicorn": STARTS["uvicorn"],
+    "uvicorn-workers": STARTS["uvicorn-workers"],
+    "uvicorn-run": STARTS["uvicorn-run"],
+    "gunicorn-preload": STARTS["gunicorn-preload"],
+}
+
+
+@pytest.mark.parametrize("start", IN_CODE)
+def test_a_service_that_starts_from_code_loses_nothing(start: str, tmp_path: Path) -> None:
+    """
+    With ``bootstrap(app)`` in the application, which the running server imports, SIGTERM loses nothing either.
+    """
+    source = APP.replace("app = FastAPI()", "import otel_correlation\napp = FastAPI()\notel_correlation.bootstrap(app)")
+    (tmp_path / "main.py").write_text(source)
+    with OtlpSink() as sink:
+        with Service(IN_CODE[start], tmp_path, buffering(sink), ready="/ready") as service:
+            ids = ask(service.url, 30)
+            assert not sink.spans
+            code = service.stop(signal.SIGTERM)
+        assert request_ids(sink) == sorted(ids), service.output()
+        items = [record.attributes["request_id"] for record in sink.logs if str(record.body).startswith("item ")]
+        assert sorted(items) == sorted(ids)
+        assert code == CODES.get((start, signal.SIGTERM), 0), service.output()
+
+
 def test_a_code_reload_loses_nothing(tmp_path: Path) -> None:
     """
     Spans that the old process of ``--reload`` had buffered arrive.
