@@ -319,15 +319,14 @@ class Tracer:
             start_time: Nanoseconds since the epoch; now if None.
         """
         provider = self._fixed or trace_api.get_tracer_provider()
-        sdk: Any = self._sdk
+        sdk = self._sdk
         if provider is not self._provider or (
             sdk is not None
             and (self.processor._span_processors is not self._processors or sdk.sampler is not self._seen_sampler)
         ):
             self._resolve(provider)
-            sdk = self._sdk
         sampler = self._sampler
-        if sampler is None or not sdk._tracer_config.is_enabled:
+        if sampler is None or not self._sdk._tracer_config.is_enabled:
             return self._start_plain(name, kind, context, attributes, trace_id, minted, links, start_time)
         parent_span: Any = context.get(_SPAN_KEY)
         parent: SpanContext | None = None if parent_span is None else parent_span.get_span_context()
