@@ -19,6 +19,7 @@ from fastapi.routing import iter_route_contexts
 from opentelemetry import metrics as metrics_api
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
+from opentelemetry.metrics._internal import _ProxyMeterProvider
 from starlette.background import BackgroundTask
 from starlette.routing import Match
 
@@ -89,9 +90,7 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
     on_receive = options.get("client_request_hook")
     on_send = options.get("client_response_hook")
     meter_provider = options.get("meter_provider") or metrics_api.get_meter_provider()
-    has_meter = not isinstance(
-        meter_provider, metrics_api.NoOpMeterProvider | metrics_api._internal._ProxyMeterProvider
-    )
+    has_meter = not isinstance(meter_provider, metrics_api.NoOpMeterProvider | _ProxyMeterProvider)
     ours = ("tracecontext", "baggage", "xrequestid")
     return ServerConfig(
         settings=settings,
@@ -366,9 +365,9 @@ def _take_options(app: fastapi.FastAPI) -> dict[str, Any]:
         return {}
     # They stand nowhere but in the closure of the method that contrib put in.
     build: Any = getattr(app.build_middleware_stack, "__func__", None)
-    code = getattr(build, "__code__", None)
-    cells = build.__closure__ or () if code is not None else ()
-    held = {name: cell.cell_contents for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False)}
+    names = getattr(getattr(build, "__code__", None), "co_freevars", ())
+    cells = getattr(build, "__closure__", None) or ()
+    held: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
     options = {name: held[name] for name in _PARAMETERS if held.get(name) is not None}
     excluded = getattr(held.get("parsed_excluded_urls"), "_excluded_urls", None)
     if excluded:
