@@ -1,0 +1,75 @@
+"""
+An edge's configuration, made of contrib's keyword arguments and the settings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import starlette.routing
+from fastapi.routing import iter_route_contexts
+from opentelemetry import metrics as metrics_api
+from opentelemetry.metrics._internal import _ProxyMeterProvider
+from starlette.routing import Match
+
+from otel_correlation.edge._metrics import ServerMetrics
+from otel_correlation.edge._record import ServerConfig
+from otel_correlation.policy import HeaderCapture, Patterns
+from otel_correlation.tracer import Tracer
+
+if TYPE_CHECKING:
+    from otel_correlation.edge._record import Scope
+    from otel_correlation.settings import Settings
+
+SCOPE_NAME: Final = "otel_correlation.server"
+
+
+def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig:
+    """
+    Build an edge's configuration from contrib's keyword arguments; what is not given comes from the settings.
+
+    Args:
+        settings: The settings.
+        textmap: The propagator that bootstrap made the global one, or None.
+        **options: The keyword arguments of ``FastAPIInstrumentor.instrument_app``.
+    """
+    excluded = options.get("excluded_urls")
+    sanitize = options.get("http_capture_headers_sanitize_fields") or settings.sanitize_fields
+    requests = options.get("http_capture_headers_server_request") or settings.capture_server_request
+    responses = options.get("http_capture_headers_server_response") or settings.capture_server_response
+    left_out = options.get("exclude_spans")
+    on_receive = options.get("client_request_hook")
+    on_send = options.get("client_response_hook")
+    meter_provider = options.get("meter_provider") or metrics_api.get_meter_provider()
+    has_meter = not isinstance(meter_provider, metrics_api.NoOpMeterProvider | _ProxyMeterProvider)
+    ours = ("tracecontext", "baggage", "xrequestid")
+    return ServerConfig(
+        settings=settings,
+        tracer=None if settings.sdk_disabled else Tracer(SCOPE_NAME, options.get("tracer_provider")),
+        excluded=Patterns(settings.excluded_server if excluded is None else excluded, "excluded_urls"),
+        textmap=textmap if all(name in ours for name in settings.propagators) else None,
+        request_headers=HeaderCapture(requests, sanitize, "http.request.header.") if requests else None,
+        response_headers=HeaderCapture(responses, sanitize, "http.response.header.") if responses else None,
+        metrics=ServerMetrics(meter_provider) if has_meter and not settings.sdk_disabled else None,
+        server_request_hook=options.get("server_request_hook"),
+        client_request_hook=on_receive,
+        client_response_hook=on_send,
+        # Unset means none, unless a hook asks for the span that it is called with; [] means contrib's.
+        receive_spans=on_receive is not None if left_out is None else "receive" not in left_out,
+        send_spans=on_send is not None if left_out is None else "send" not in left_out,
+        look_up=_look_up,
+    )
+
+
+def _look_up(scope: Scope) -> str | None:
+    """
+    Match the routes of an application whose middleware answered, as its router would have.
+    """
+    partial = None
+    for route in iter_route_contexts(getattr(scope.get("app"), "routes", ())):
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return None if isinstance(route.original_route, starlette.routing.Mount) else route.path
+        if match is Match.PARTIAL and partial is None:
+            partial = route.path
+    return partial
