@@ -36,6 +36,9 @@ _SECRET_NAMES: Final = frozenset(
 )
 
 
+_SEPARATORS: Final = re.compile("([&;])")
+
+
 class Patterns:
     """
     A comma list of regular expressions that match a path from one slash to another.
@@ -153,12 +156,19 @@ def redact_query(query: str, mode: str) -> str:
     """
     if mode == "all" or not query:
         return query
-    parts = query.split("&")
-    for index, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if equals and value and (mode == "none" or _is_secret(key[:200])):
-            parts[index] = f"{key}={REDACTED}"
-    return "&".join(parts)
+    parts = _SEPARATORS.split(query)
+    redacted = False
+    # Pieces stand at even places, what separates them at odd ones.
+    for index in range(0, len(parts), 2):
+        key, equals, value = parts[index].partition("=")
+        if equals:
+            redacted = bool(value) and (mode == "none" or _is_secret(key[:200]))
+            if redacted:
+                parts[index] = f"{key}={REDACTED}"
+        elif redacted and key and index and parts[index - 1] == ";":
+            # Servers differ on whether ";" separates: it may be the rest of the secret.
+            parts[index] = REDACTED
+    return "".join(parts)
 
 
 def redact_url(url: str, mode: str) -> str:

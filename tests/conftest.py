@@ -4,10 +4,16 @@ What every test gets: strict guards, and globals as they were.
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import settings
 
 from otel_correlation import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A slow example is not a wrong one: machines that run tests are shared.
 settings.register_profile("shared-machine", deadline=None)
@@ -29,3 +35,19 @@ def strict_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setenv(guard.STRICT_ENV, "1")
     guard.reset()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """
+    Levels and handlers that a test, or a server in it, gave to the loggers of servers and to the root are taken back.
+    """
+    names = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "otel_correlation")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.disabled, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, disabled, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+        # In place: pytest holds its own handlers of the root logger.
+        logger.handlers[:] = handlers

@@ -8,7 +8,7 @@ import httpx
 import pydantic
 import pytest
 
-from otel_correlation.policy import scrub
+from otel_correlation.policy import redact_query, scrub
 from otel_correlation.tracer import exception_event
 
 
@@ -53,3 +53,19 @@ def test_scrubbing_leaves_other_texts_alone() -> None:
         scrub("division by zero, see https://example.org/help#why")
         == "division by zero, see https://example.org/help#why"
     )
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("a=1;token=x&b=2", "a=1;token=REDACTED&b=2"),
+        ("token=x;rest&b=2", "token=REDACTED;REDACTED&b=2"),
+        ("a;b&token=&c", "a;b&token=&c"),
+        ("a=1&flag&token=x", "a=1&flag&token=REDACTED"),
+    ],
+)
+def test_a_semicolon_hides_no_secret(query: str, shown: str) -> None:
+    """
+    Whether or not a server takes ``;`` for a separator, no part of a secret value stays.
+    """
+    assert redact_query(query, "sensitive") == shown
