@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,16 @@ def _without(*names: str) -> Generator[None]:
         os.environ.update(hidden)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile("|".join(part.strip() for part in text.split(",")))
+    except re.error:
+        return False
+    return True
+
+
+_PATTERNS = ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
+
 # Where the .pth file was not installed with us: the API and the SDK raise on these while they are imported.
 replace(os.environ)
 from opentelemetry import metrics as metrics_api  # noqa: E402
@@ -48,8 +59,11 @@ from opentelemetry.sdk._logs import LoggerProvider  # noqa: E402
 from opentelemetry.sdk.resources import Resource  # noqa: E402
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider  # noqa: E402
 
+# The contrib package compiles these while it is imported, and raises on a wrong one; ours are compiled one by one.
+with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(name, "")))):
+    from otel_correlation.edge import _fastapi as fastapi_plug
+
 from otel_correlation import clients, export, propagators, sampling  # noqa: E402
-from otel_correlation.edge import _fastapi as fastapi_plug  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 

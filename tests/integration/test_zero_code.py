@@ -98,3 +98,19 @@ def test_one_span_a_request_however_it_starts(start: str, tmp_path: Path) -> Non
     looked_up = [line for line in lines if line["logger"] == "shop"]
     assert sorted(line["request_id"] for line in looked_up) == sorted(ids)
     assert all(line["trace_id"] == line["request_id"] for line in looked_up)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"])
+def test_a_pattern_that_is_no_pattern_leaves_the_identity_on(name: str, tmp_path: Path) -> None:
+    """
+    An excluded URL that does not compile is left out with a line, never a traceback, and requests keep their ids.
+    """
+    (tmp_path / "main.py").write_text(APP)
+    environment = clean_environment(OTEL_TRACES_EXPORTER="none", **{name: "(,ready"})
+    with Service(STARTS["uvicorn"][1], tmp_path, environment, ready="/ready") as service:
+        assert httpx.get(service.url + "/items/1").headers["x-request-id"]
+        service.stop()
+        output = service.output()
+    assert "Traceback" not in output
+    assert "'(' is not a regular expression" in output
