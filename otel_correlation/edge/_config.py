@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import fastapi.routing
 import starlette.routing
-from fastapi.routing import iter_route_contexts
 from opentelemetry import metrics as metrics_api
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from starlette.routing import Match
@@ -66,10 +66,14 @@ def _look_up(scope: Scope) -> str | None:
     Match the routes of an application whose middleware answered, as its router would have.
     """
     partial = None
-    for route in iter_route_contexts(getattr(scope.get("app"), "routes", ())):
+    # FastAPI documents it nowhere; without it such a request has no route.
+    contexts = getattr(fastapi.routing, "iter_route_contexts", None)
+    if contexts is None:
+        return None
+    for route in contexts(getattr(scope.get("app"), "routes", ())):
         match, _ = route.matches(scope)
         if match is Match.FULL:
-            return None if isinstance(route.original_route, starlette.routing.Mount) else route.path
+            return None if isinstance(route.original_route, starlette.routing.Mount) else route.path or None
         if match is Match.PARTIAL and partial is None:
-            partial = route.path
+            partial = route.path or None  # empty in FastAPI 0.142 for a plain route of an included router
     return partial

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request, WebSocket
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -233,8 +233,10 @@ def test_route_of_a_request_that_middleware_answers(
 
     app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
     assert call(app, method, path).status == 401
-    # What is mounted is not looked into: its own middleware might have decided otherwise.
-    check(wire, method if "/box/" in path or "{path}" in name else name)
+    # What is mounted is not looked into: its own middleware might have decided otherwise. And FastAPI 0.142 does not
+    # know the path of a plain route that came with an included router.
+    untold = path.endswith("/added") and all(route.path != path for route in iter_route_contexts(app.routes))
+    check(wire, method if "/box/" in path or "{path}" in name or untold else name)
 
 
 def test_name_is_there_early_and_users_name_stays(wire: Wire) -> None:

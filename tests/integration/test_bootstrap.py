@@ -101,7 +101,7 @@ from fastapi import FastAPI
 import otel_correlation
 
 logging.basicConfig(format="%(message)s", level="INFO")
-app = FastAPI()
+app = FastAPI(telemetry={"auto_configure": False})  # FastAPI 0.142 exports by itself where an endpoint is named
 
 @app.get("/id")
 async def read_id() -> dict[str, str | None]:
@@ -137,9 +137,7 @@ def test_what_stays_on_when_something_is_off(state: str, tmp_path: Path) -> None
             service.stop()
     body = response.json()
     wanted = "order-4711-customer-quote" if expected["ids"] else None
-    # FastAPI 0.142 exports by itself where an endpoint is named; what is off is ours.
-    ours = [span for span in sink.spans if span.scope.startswith("otel_correlation")]
-    assert bool(ours) is expected["spans"]
+    assert bool(sink.spans) is expected["spans"]
     assert response.headers.get("x-request-id") == wanted
     assert body["request_id"] == wanted
     assert body["line_request_id"] == wanted
