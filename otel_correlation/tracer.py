@@ -204,9 +204,16 @@ def exception_event(error: BaseException) -> dict[str, Any]:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return {
         exception_attributes.EXCEPTION_TYPE: name,
-        exception_attributes.EXCEPTION_MESSAGE: scrub(str(error)),
+        exception_attributes.EXCEPTION_MESSAGE: scrub(_text(error)),
         exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(traceback.format_exception(error))),
     }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - somebody's __str__
+        return "<no text: __str__ failed>"
 
 
 class Tracer:

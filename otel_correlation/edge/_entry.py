@@ -4,6 +4,7 @@ What comes before the application: an empty context, the headers once, exactly o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,10 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     scope[semconv.SCOPE_KEY] = record
     scope["fastapi.telemetry"] = None  # FastAPI's own telemetry steps aside, for mounted applications, too
     state = scope.get("state")
-    scope["state"] = {**state, semconv.REQUEST_ID: final} if isinstance(state, dict) else {semconv.REQUEST_ID: final}
+    if state is None:
+        scope["state"] = {semconv.REQUEST_ID: final}
+    elif type(state) is dict or isinstance(state, Mapping):
+        scope["state"] = {**state, semconv.REQUEST_ID: final}
     if "app_root_path" in scope:
         # Mounted under an application without an edge: its prefix is all that is known of the outer route.
         scope[semconv.SCOPE_MOUNT] = scope.get("root_path", "")[len(scope["app_root_path"]) :]

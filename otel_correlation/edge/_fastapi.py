@@ -120,7 +120,10 @@ def _patched_handle(original: Any, note: Callable[[Record, Any, Scope], None]) -
     def handle(self: Any, scope: Scope, receive: Receive, send: Send) -> Any:
         record = scope.get(semconv.SCOPE_KEY)
         if record is not None:
-            note(record, self, scope)
+            try:
+                note(record, self, scope)
+            except Exception:  # noqa: BLE001 - a route of somebody else's, or of a newer version
+                guard.report("edge.route")
         return original(self, scope, receive, send)
 
     return handle
@@ -261,11 +264,7 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     patch = _plug.patch
     contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
     patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
-    patch(starlette.routing.Mount, "handle", _patched_handle(starlette.routing.Mount.handle, _note_mount))
-    for route in (starlette.routing.Route, starlette.routing.WebSocketRoute):
-        patch(route, "handle", _patched_handle(route.handle, _note_route))
-    api_route = fastapi.routing.APIRoute
-    patch(api_route, "handle", _patched_handle(api_route.handle, _note_api_route))
+    _note_routes()
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
     patch(FastAPIInstrumentor, "uninstrument_app", staticmethod(_uninstrument_app))
     patch(FastAPIInstrumentor, "_instrument", _instrument)
@@ -273,6 +272,32 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     patch(OpenTelemetryMiddleware, "__call__", _patched_middleware_call(OpenTelemetryMiddleware.__call__))
     set_default(lambda: _plug.everywhere)
     _take_over()
+
+
+def _note_routes() -> None:
+    """
+    Have each kind of route say which one it is; a seam that a newer version renamed costs names, not requests.
+    """
+    seams: tuple[tuple[Any, str, Callable[[Record, Any, Scope], None]], ...] = (
+        (starlette.routing, "Mount", _note_mount),
+        (starlette.routing, "Route", _note_route),
+        (starlette.routing, "WebSocketRoute", _note_route),
+        (fastapi.routing, "APIRoute", _note_api_route),
+    )
+    gone: list[str] = []
+    # What a route inherits where it has no method of its own only says so.
+    nothing = getattr(getattr(starlette.routing, "BaseRoute", None), "handle", None)
+    for module, name, note in seams:
+        kind = getattr(module, name, None)
+        original = getattr(kind, "handle", None)
+        if original is None or original is nothing:
+            gone.append(f"{name}.handle")
+        else:
+            _plug.patch(kind, "handle", _patched_handle(original, note))
+    if not hasattr(fastapi.routing, "iter_route_contexts"):
+        gone.append("iter_route_contexts")
+    if gone:
+        guard.logger.warning("FastAPI has no %s; some spans go without their route", ", ".join(gone))
 
 
 def _base() -> type[fastapi.FastAPI]:

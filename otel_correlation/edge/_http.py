@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, logs
 from otel_correlation.edge._entry import enter
-from otel_correlation.edge._record import call_hook, detach, finish
+from otel_correlation.edge._record import call_hook, detach, finish, leave
 from otel_correlation.edge._response import with_ids
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
     try:
         logs.settle()
         record, context = enter(config, scope, scope["method"])
-        if config.metrics is not None:
-            config.metrics.started(record, scope)
     except Exception:  # noqa: BLE001 - our failure is not the application's
         guard.report("edge.enter")
         await app(scope, receive, send)
         return
+    if config.metrics is not None:
+        with guard.never_raise("edge.metrics"):
+            config.metrics.started(record, scope)
     # Whatever context a server leaked into this task (pipelining) is covered by ours until the end.
     token = otel_context.attach(context)
     if config.server_request_hook is not None and record.span is not None:
@@ -87,7 +88,7 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
             finish(record, scope)
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("edge.finish")
-        detach(token)
+        leave(record, scope, token)
 
 
 def spanned_receive(config: ServerConfig, record: Record, scope: Scope, receive: Receive) -> Receive:

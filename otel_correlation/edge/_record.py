@@ -254,29 +254,45 @@ def finish(record: Record, scope: Scope) -> None:
     # Servers answer 500 for an application that returns without an answer.
     status = record.status = record.status or (0 if gone else 500)
     if record.route is None and record.config.look_up is not None and "router" not in scope:
-        route = record.config.look_up(scope)
-        if route is not None:
-            record.matched(route)
+        # Each part behind a boundary of its own: a route, processor or meter of somebody else's costs only itself.
+        with guard.never_raise("edge.route"):
+            route = record.config.look_up(scope)
+            if route is not None:
+                record.matched(route)
     span = record.recording
     if span is not None:
-        if error is not None:
-            record_error(span, error)
-        if gone:
-            span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
-            if error is None:
-                span.set_attribute(error_attributes.ERROR_TYPE, _GONE)
-        else:
-            span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
-            if status >= 500 and error is None:
-                span.set_attribute(error_attributes.ERROR_TYPE, str(status))
-                span.set_status(StatusCode.ERROR)
-        # Monotonic: a clock that is set while a request runs makes no negative or endless span.
-        span.end(record.start_time + elapsed_ns)
+        try:
+            _tell(span, status, error, gone=gone)
+        except Exception:  # noqa: BLE001 - the span ends all the same
+            guard.report("edge.span")
+        try:
+            # Monotonic: a clock that is set while a request runs makes no negative or endless span.
+            span.end(record.start_time + elapsed_ns)
+        except Exception:  # noqa: BLE001 - a span processor of somebody else's
+            guard.report("edge.span")
     metrics = record.config.metrics
     if metrics is not None and scope["type"] == "http":
-        metrics.finished(record, scope, elapsed_ns / 1e9)
+        with guard.never_raise("edge.metrics"):
+            metrics.finished(record, scope, elapsed_ns / 1e9)
     shown = _CLIENT_GONE if gone else status
     logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6)
+
+
+def _tell(span: Span, status: int, error: BaseException | None, *, gone: bool) -> None:
+    """
+    Show on the SERVER span how its request ended.
+    """
+    if error is not None:
+        record_error(span, error)
+    if gone:
+        span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
+        if error is None:
+            span.set_attribute(error_attributes.ERROR_TYPE, _GONE)
+    else:
+        span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
+        if status >= 500 and error is None:
+            span.set_attribute(error_attributes.ERROR_TYPE, str(status))
+            span.set_status(StatusCode.ERROR)
 
 
 def error_type(record: Record) -> str | None:
@@ -310,7 +326,18 @@ def call_hook(span: Span, hook: Hook, *arguments: Any) -> None:
     try:
         hook(span, *arguments)
     except Exception as error:  # noqa: BLE001 - somebody else's code
-        span.record_exception(error)
+        with guard.never_raise("edge.hook"):  # an exception without a text
+            span.record_exception(error)
+
+
+def leave(record: Record, scope: Scope, token: Any) -> None:
+    """
+    Leave a request behind: its context, its mark in the scope, and the exception that holds its frames.
+    """
+    detach(token)
+    # A wrapper may call the application again with the same scope; that is another request.
+    scope.pop(semconv.SCOPE_KEY, None)
+    record.error = None
 
 
 def detach(token: Any) -> None:

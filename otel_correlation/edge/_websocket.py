@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
-from otel_correlation.edge._record import call_hook, detach, finish, record_error
+from otel_correlation.edge._record import call_hook, detach, finish, leave, record_error
 from otel_correlation.edge._response import with_ids
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def serve_websocket(config: ServerConfig, app: ASGIApp, scope: Scope, rece
             socket.finish()
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("edge.finish")
-        detach(token)
+        leave(record, scope, token)
 
 
 class _Socket:
