@@ -89,7 +89,10 @@ def test_route_that_cannot_be_matched_ends_the_span(wire: Wire, monkeypatch: pyt
             message = "no match"
             raise RuntimeError(message)
 
-    app = FastAPI(routes=[Odd("/x", lambda request: request)])
+    async def endpoint(request: Any) -> Any:
+        return request
+
+    app = FastAPI(routes=[Odd("/x", endpoint)])
 
     @app.middleware("http")
     async def answer(request: Any, call_next: Any) -> Any:
