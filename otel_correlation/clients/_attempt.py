@@ -499,7 +499,8 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
         return attempt
     except Exception:  # noqa: BLE001 - the boundary
         if span is not None:
-            span.end()
+            with guard.never_raise("client.begin"):
+                span.end()
         guard.report("client.begin")
         return None
 

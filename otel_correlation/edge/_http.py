@@ -13,7 +13,7 @@ from opentelemetry.semconv.attributes import http_attributes
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from otel_correlation import guard, identity, logs
+from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._record import call_hook, detach, finish, leave
 from otel_correlation.edge._response import with_ids
@@ -35,6 +35,7 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
         logs.settle()
         record, context = enter(config, scope, scope["method"])
     except Exception:  # noqa: BLE001 - our failure is not the application's
+        scope.pop(semconv.SCOPE_KEY, None)
         guard.report("edge.enter")
         await app(scope, receive, send)
         return
@@ -53,8 +54,8 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
                 record.complete = True
                 record.finished_ns = perf_counter_ns()
         elif kind == "http.response.start":
-            record.status = message["status"]
             try:
+                record.status = message["status"]
                 message = with_ids(record, message)
             except Exception:  # noqa: BLE001 - our failure is not the application's
                 guard.report("edge.response")
@@ -127,7 +128,7 @@ def spanned_send(config: ServerConfig, record: Record, scope: Scope, send: Send)
                 call_hook(span, config.client_response_hook, scope, message)
             span.set_attribute("asgi.event.type", message["type"])
             if message["type"] == "http.response.start":
-                span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, message["status"])
+                span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, message.get("status", 0))
             elif message["type"] == "websocket.send":
                 span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, 200)
         finally:

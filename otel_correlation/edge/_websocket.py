@@ -41,6 +41,7 @@ async def serve_websocket(config: ServerConfig, app: ASGIApp, scope: Scope, rece
         logs.settle()
         record, context = enter(config, scope, scope.get("method", "GET"))
     except Exception:  # noqa: BLE001 - our failure is not the application's
+        scope.pop(semconv.SCOPE_KEY, None)
         guard.report("edge.enter")
         await app(scope, receive, send)
         return
