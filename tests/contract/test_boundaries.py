@@ -20,6 +20,7 @@ from starlette.routing import Route
 from otel_correlation import guard
 from otel_correlation.edge import _fastapi as plug
 from otel_correlation.edge import serve
+from otel_correlation.tracer import Tracer
 from tests.contract.wire import call, exchange, http_scope
 
 if TYPE_CHECKING:
@@ -191,3 +192,27 @@ def test_renamed_seams_cost_one_line(
     assert wire.server.name == "GET /x"
     lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "Mount.handle, iter_route_contexts" in line]) == 1
+
+
+def test_a_start_that_fails_leaves_no_mark(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where a span cannot be started, the application answers; the same scope, called again, is a request like any other.
+    """
+    monkeypatch.delenv(guard.STRICT_ENV, raising=False)
+    app = build()
+    scope = http_scope("GET", "/x")
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        message = "no span"
+        raise RuntimeError(message)
+
+    async def run() -> list[Any]:
+        with monkeypatch.context() as patched:
+            patched.setattr(Tracer, "start", fail)
+            first = await exchange(app, scope)
+        return [first, await exchange(app, scope)]
+
+    first, second = asyncio.run(run())
+    assert (first.status, second.status) == (200, 200)
+    assert second.request_id
+    assert len(wire.servers) == 1
