@@ -9,9 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard, logs, semconv
 from otel_correlation._early import LIMITS, is_limit, originals, replace
@@ -66,6 +67,9 @@ with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(nam
 from otel_correlation import clients, export, propagators, sampling  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
+
+# Our name among the entry points of the distributions.
+_NAME: Final = "otel_correlation"
 
 
 class _State:
@@ -123,13 +127,39 @@ def _say_which_distribution() -> None:
 
     distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
     if len(distros) > 1:
-        chosen = "OTEL_PYTHON_DISTRO" if os.environ.get("OTEL_PYTHON_DISTRO") else "the order of installation"
-        _state.pending.append(
+        told = bool(os.environ.get("OTEL_PYTHON_DISTRO"))
+        line = (
             f"{len(distros)} OpenTelemetry distributions are installed ({', '.join(distros)}); otel_correlation runs, "
-            f"chosen by {chosen}"
+            f"chosen by {'OTEL_PYTHON_DISTRO' if told else 'the order of installation'}"
         )
+        if told:
+            logs.startup_line(line)
+        else:
+            _state.pending.append(line)
         # The SDK takes the first configurator that it finds; it must be the one of the distribution that was chosen.
-        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", "otel_correlation")
+        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", _NAME)
+
+
+def _another_was_chosen() -> bool:
+    """
+    Tell whether the standard variables name another distribution and do not name our configurator.
+    """
+    distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
+    return distro not in ("", _NAME) and os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() != _NAME
+
+
+def _stand_back(**kwargs: Any) -> None:
+    """
+    Let the chosen distribution's configurator run; the SDK takes the first that it finds, and that was ours.
+    """
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+
+    chosen = os.environ["OTEL_PYTHON_DISTRO"].strip()
+    others = [entry for entry in entry_points(group="opentelemetry_configurator") if entry.name != _NAME]
+    others.sort(key=lambda entry: entry.name != chosen)
+    guard.logger.warning("OTEL_PYTHON_DISTRO=%s runs, so otel-correlation is off", ascii(chosen[:100]))
+    if others:
+        others[0].load()().configure(**kwargs)
 
 
 class Configurator(_BaseConfigurator):
@@ -139,6 +169,9 @@ class Configurator(_BaseConfigurator):
 
     def _configure(self, **kwargs: Any) -> None:
         try:
+            if _another_was_chosen():
+                _stand_back(**kwargs)
+                return
             _start(from_environment(), auto_version=kwargs.get("auto_instrumentation_version"))
         except Exception:  # noqa: BLE001 - start-up must go on
             guard.report("configurator")
@@ -223,8 +256,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             _instrument_everything()
         _state.pending += problems
         fastapi_plug.on_serving(_announce)
-        # A process that never serves (a script, a worker) says what was wrong at its end.
-        atexit.register(_announce_problems)
+        atexit.register(_announce_unserved)
 
 
 def _configured_by_file(problems: list[str]) -> bool:
@@ -420,6 +452,16 @@ def _announce_problems() -> None:
     pending, _state.pending = _state.pending, []
     for line in pending:
         guard.logger.warning("%s", line)
+
+
+def _announce_unserved() -> None:
+    """
+    Say at its end what was wrong, in a process that never served: a script or a worker of a queue.
+
+    A server's process that never served is the parent of those that did, and they have said it.
+    """
+    if not {"uvicorn", "gunicorn"} & sys.modules.keys():
+        _announce_problems()
 
 
 def _without_userinfo(url: str) -> str:

@@ -134,7 +134,9 @@ def _union(names: Sequence[str]) -> re.Pattern[str] | None:
         try:
             re.compile(name)
         except re.error as error:
-            guard.logger.warning("captured header %r is not a regular expression (%s); left out", name, error)
+            guard.logger.warning(
+                "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS: %r is not a regular expression (%s); left out", name, error
+            )
             continue
         good.append(f"(?:{name})")
     return re.compile("|".join(good), re.IGNORECASE) if good else None

@@ -46,7 +46,11 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
     return ServerConfig(
         settings=settings,
         tracer=None if settings.sdk_disabled else Tracer(SCOPE_NAME, options.get("tracer_provider")),
-        excluded=Patterns(settings.excluded_server if excluded is None else excluded, "excluded_urls"),
+        excluded=(
+            Patterns(settings.excluded_server, "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS or OTEL_PYTHON_EXCLUDED_URLS")
+            if excluded is None
+            else Patterns(excluded, "excluded_urls")
+        ),
         textmap=textmap if all(name in ours for name in settings.propagators) else None,
         request_headers=HeaderCapture(requests, sanitize, "http.request.header.") if requests else None,
         response_headers=HeaderCapture(responses, sanitize, "http.response.header.") if responses else None,

@@ -236,7 +236,7 @@ print(trace.get_tracer("x").start_span("y").get_span_context().trace_id)
     assert run(code).stdout != run(code).stdout
 
 
-@pytest.mark.parametrize("chosen", [None, "otel_correlation"])
+@pytest.mark.parametrize("chosen", [None, "otel_correlation", "other"])
 def test_another_distribution_beside_ours_is_said_once(chosen: str | None, tmp_path: Path) -> None:
     """
     With two distributions installed, one line says which one runs; ours runs when the standard variable chooses it.
@@ -265,7 +265,12 @@ def test_another_distribution_beside_ours_is_said_once(chosen: str | None, tmp_p
     ended = run(code, **variables)
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output
-    if chosen:
+    if chosen == "other":
+        assert "OTHER DISTRO RUNS" in output
+        assert "OTHER CONFIGURATOR RUNS" in output
+        assert output.count("so otel-correlation is off") <= 1
+        assert "HEADER None" in output
+    elif chosen:
         assert "OTHER" not in output
         assert "HEADER None" not in output
         assert output.count("distributions are installed") == 1
