@@ -80,7 +80,6 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.settings: Settings | None = None
-        self.textmap: Any = None
         self.provider: TracerProvider | None = None
         self.foreign: TracerProvider | None = None
         self.batchers: tuple[Any, ...] = ()
@@ -242,7 +241,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             _keep_foreign_provider(trace_api.get_tracer_provider())
             exits.install(_flush)
         else:
-            _state.textmap = textmap = propagators.build(settings)
+            textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
         if not settings.sdk_disabled and not by_file:
             resource = _resource(auto_version)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import Event, Span, SynchronousMultiSpanProcessor
+from opentelemetry.sdk.trace import Span, SynchronousMultiSpanProcessor
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace._tracer_metrics import NoOpTracerMetrics
@@ -196,14 +196,19 @@ class LightSpan(Span):
             self._owner.on_end(self)
 
 
+def class_name(kind: type) -> str:
+    """
+    Return the full name of a class, as ``exception.type`` and ``error.type`` want it; builtins have no module.
+    """
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def exception_event(error: BaseException) -> dict[str, Any]:
     """
     Return the attributes of an ``exception`` event (semantic conventions, exceptions on spans).
     """
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return {
-        exception_attributes.EXCEPTION_TYPE: name,
+        exception_attributes.EXCEPTION_TYPE: class_name(type(error)),
         exception_attributes.EXCEPTION_MESSAGE: scrub(_text(error)),
         exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(traceback.format_exception(error))),
     }
@@ -393,4 +398,4 @@ def record_exception(span: trace_api.Span, error: BaseException, *, error_type: 
     span.set_status(StatusCode.ERROR)
 
 
-__all__ = ["Event", "LightSpan", "Tracer", "exception_event", "record_exception"]
+__all__ = ["LightSpan", "Tracer", "class_name", "exception_event", "record_exception"]

@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.policy import redact_url
-from otel_correlation.tracer import record_exception
+from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
     import re
@@ -251,7 +251,7 @@ class Attempt:
                 text, name = str(error), type(error).__name__
                 self.span.set_status(StatusCode.ERROR, name if "://" in text else f"{name}: {text}")
                 if self._measured is not None:
-                    self._measured[error_attributes.ERROR_TYPE] = _qualified(type(error))
+                    self._measured[error_attributes.ERROR_TYPE] = class_name(type(error))
         except Exception:  # noqa: BLE001 - the boundary
             guard.report("client.error")
         self.end()
@@ -281,10 +281,6 @@ class Attempt:
             _dropped.append((self, time_ns()))
         else:
             self.end()
-
-
-def _qualified(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 # Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them, so there are

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
 from otel_correlation.policy import redact_query
-from otel_correlation.tracer import record_exception
+from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -300,8 +300,7 @@ def error_type(record: Record) -> str | None:
     Return ``error.type`` as metrics have it, or None for a request that did not fail.
     """
     if record.error is not None:
-        kind = type(record.error)
-        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        return class_name(type(record.error))
     if record.disconnected:
         return _GONE
     return str(record.status) if record.status >= 500 else None

@@ -24,6 +24,7 @@ from otel_correlation.export import in_export
 from otel_correlation.logs import lines
 from otel_correlation.logs.record import FIELDS
 from otel_correlation.policy import scrub
+from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     import logging
@@ -197,8 +198,7 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
             attributes[code_attributes.CODE_FUNCTION_NAME] = _utf8(record.funcName)
     if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
         kind, error, _ = record.exc_info
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        attributes[exception_attributes.EXCEPTION_TYPE] = module + kind.__qualname__
+        attributes[exception_attributes.EXCEPTION_TYPE] = class_name(kind)
         attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(scrub(lines.text_of(error)))
         attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(record.exc_info))
     elif record.exc_text:
