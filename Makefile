@@ -46,9 +46,10 @@ bench: setup ## side by side with stock, CPU per request
 lock: ## renew the pinned requirements (needs uv)
 	uv pip compile pyproject.toml $(LOCK) --output-file requirements/dev.txt
 	uv pip compile pyproject.toml $(LOCK) --constraint requirements/oldest.in --output-file requirements/oldest.txt
+	uv pip compile pyproject.toml $(PIN) --extra local --group libraries --output-file requirements/libraries.txt
 
-LOCK := --universal --python-version 3.11 --extra local --extra config --group test --group check \
-  --generate-hashes --no-emit-index-url --no-header --quiet
+PIN := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+LOCK := $(PIN) --extra local --extra config --group test --group check
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) dist build .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -4,12 +4,14 @@ The real collector and Jaeger for each test that asks for them; what is missing 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.stack import build
-from tests.stack.harness import Collector, Jaeger, Machine
+from tests.stack import build, servers
+from tests.stack.harness import ROOT, Collector, Jaeger, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -29,8 +31,22 @@ def tools(request: pytest.FixtureRequest) -> None:
         try:
             for tool in (build.COLLECTOR, build.JAEGER, build.COMPOSE):
                 build.ensure(tool)
+            servers.install()
         except build.StackError as error:
             pytest.exit(str(error), returncode=2)
+
+
+@pytest.fixture(scope="session")
+def libraries(request: pytest.FixtureRequest) -> Path:
+    """
+    The programs of the environment that has other libraries and their official instrumentations; made when missing.
+    """
+    command = ["make", "setup", "VENV=.venv-libraries", "REQUIREMENTS=requirements/libraries.txt"]
+    # This interpreter's own base, so that the environment is of the version under test.
+    base = f"PYTHON={getattr(sys, '_base_executable', sys.executable)}"
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        subprocess.run([*command, base], cwd=ROOT, check=True, timeout=1800)
+    return ROOT / ".venv-libraries" / "bin"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +101,7 @@ class Machine:
     directory: Path
     processes: list[Process] = field(default_factory=list)
     ports: set[int] = field(default_factory=set)
+    directories: list[Path] = field(default_factory=list)  # Outside ``directory``, removed at the end.
 
     def port(self) -> int:
         """
@@ -149,6 +151,8 @@ class Machine:
         """
         for process in reversed(self.processes):
             process.clean_up()
+        for directory in self.directories:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
