@@ -192,27 +192,39 @@ def redact_url(url: str, mode: str) -> str:
     return f"{url}{mark}{redact_query(query, mode)}{fragment}"
 
 
-# str(pydantic.ValidationError) and SQLAlchemy's errors quote what a user sent: by repr(), so on one line.
-_QUOTES: Final = (("input_value=", ", input_type="), ("[parameters: ", "]"))
+# What quotes a user in its errors, on one line: a mark, what comes before the value after it, and what after the value.
+_QUOTES: Final = (
+    ("input_value=", "", ", input_type="),  # pydantic
+    ("[parameters: ", "", "]"),  # SQLAlchemy
+    ("DETAIL:  ", "", ""),  # PostgreSQL: the key that is there already, the row that failed
+    ("CONTEXT:  ", "", ""),
+    ("invalid input syntax for ", ': "', '"'),
+    ("invalid input value for ", ': "', '"'),
+    ("out of range", ': "', '"'),
+    ("invalid input for query argument $", ": ", " ("),  # asyncpg
+    ("Command # ", " (", ") of pipeline caused error"),  # redis
+)
 _URL_IN_TEXT: Final = re.compile(r"https?://[^\s'\"<>]+")
 
 
 def scrub(text: str) -> str:
     """
-    Return an exception's text without what a user sent: values that pydantic and SQLAlchemy quote, secrets in URLs.
+    Return an exception's text without what a user sent: values that libraries and databases quote, secrets in URLs.
     """
-    for begin, end in _QUOTES:
-        if begin in text:
-            text = "\n".join(_unquoted(line, begin, end) for line in text.split("\n"))
+    for mark, begin, end in _QUOTES:
+        if mark in text:
+            text = "\n".join(_unquoted(line, mark, begin, end) for line in text.split("\n"))
     if "://" in text:
         text = _URL_IN_TEXT.sub(lambda found: redact_url(found.group(), "sensitive"), text)
     return text
 
 
-def _unquoted(line: str, begin: str, end: str) -> str:
+def _unquoted(line: str, mark: str, begin: str, end: str) -> str:
     # Not a regular expression: one that finds the last end is quadratic in what a caller can make long.
-    start = line.find(begin)
+    at = line.find(mark)
+    start = -1 if at < 0 else line.find(begin, at + len(mark))
     if start < 0:
         return line
+    start += len(begin)
     stop = line.rfind(end, start)
-    return f"{line[:start]}{begin}REDACTED{line[stop:] if stop >= 0 else ''}"
+    return f"{line[:start]}{REDACTED}{line[stop:] if stop >= 0 else ''}"

@@ -45,6 +45,32 @@ def test_a_url_in_an_exception_loses_its_secrets() -> None:
     assert "page=2" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            'duplicate key value violates unique constraint "account_pkey"\nDETAIL:  Key (email)=({}) already exists.\n',
+            'duplicate key value violates unique constraint "account_pkey"\nDETAIL:  REDACTED\n',
+        ),
+        ("DETAIL:  Failing row contains ({}, null).", "DETAIL:  REDACTED"),
+        ('invalid input syntax for type integer: "{}"', 'invalid input syntax for type integer: "REDACTED"'),
+        ('date/time field value out of range: "{}"', 'date/time field value out of range: "REDACTED"'),
+        (
+            "invalid input for query argument $1: '{}' (an integer is required)",
+            "invalid input for query argument $1: REDACTED (an integer is required)",
+        ),
+        ("Command # 2 (LPUSH a {}) of pipeline caused error: x", "Command # 2 (REDACTED) of pipeline caused error: x"),
+        ("[parameters: {{'password': '{}'}}]\n(Background)", "[parameters: REDACTED]\n(Background)"),
+    ],
+)
+@pytest.mark.parametrize("sent", ["hunter2", 'hunter2) [x] "(y)" \', input_type='])
+def test_what_databases_quote_is_hidden(text: str, shown: str, sent: str) -> None:
+    """
+    What PostgreSQL, its drivers, SQLAlchemy and Redis quote of a value leaves no trace of it, whatever is in the value.
+    """
+    assert scrub(text.format(sent)) == shown
+
+
 def test_scrubbing_leaves_other_texts_alone() -> None:
     """
     A text without anything to hide is the same afterwards.
