@@ -19,18 +19,34 @@ if TYPE_CHECKING:
     from otel_correlation.edge import edge  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
     from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
+    from otel_correlation.tasks import continue_from, inject, work  # noqa: TC004
 
-__all__ = ["ConfigError", "__version__", "bind", "bootstrap", "edge", "request_id", "stats", "trace_id"]
+__all__ = [
+    "ConfigError",
+    "__version__",
+    "bind",
+    "bootstrap",
+    "continue_from",
+    "edge",
+    "inject",
+    "request_id",
+    "stats",
+    "trace_id",
+    "work",
+]
 
 _HOMES: Final = {
     "ConfigError": "guard",
     "__version__": "_version",
     "bind": "identity",
     "bootstrap": "bootstrap",
+    "continue_from": "tasks",
     "edge": "edge",
+    "inject": "tasks",
     "request_id": "identity",
     "stats": "bootstrap",
     "trace_id": "identity",
+    "work": "tasks",
 }
 
 

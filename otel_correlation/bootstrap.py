@@ -64,7 +64,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider  # noqa: E402
 with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(name, "")))):
     from otel_correlation.edge import _fastapi as fastapi_plug
 
-from otel_correlation import clients, export, propagators, sampling  # noqa: E402
+from otel_correlation import clients, export, propagators, sampling, tasks  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 
@@ -223,6 +223,7 @@ def activate(settings: Settings | None = None) -> None:
 
     fastapi_plug.activate(current)
     clients.activate(current)
+    tasks.switch(current)
 
 
 def _start(settings: Settings, *, auto_version: str | None = None, instrument: bool = False) -> None:
@@ -251,6 +252,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             exits.install(_flush)
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
+        tasks.switch(_current_settings)
         if instrument:
             _instrument_everything()
         _state.pending += problems

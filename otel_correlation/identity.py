@@ -4,17 +4,24 @@ Who the current request is: one record in the OpenTelemetry context, read by log
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace.propagation import _SPAN_KEY
 
+from otel_correlation import guard
+
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from opentelemetry.trace import Span
 
 _KEY: Final = create_key("otel-correlation")
 _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
+_bind_lock = threading.Lock()
 
 
 class Identity:
@@ -25,14 +32,16 @@ class Identity:
         request_id: The final request id.
         fields: Fields that ``bind`` added, for every later record.
         span: The SERVER span, or None where none is made (excluded, SDK disabled).
+        handled: The exception that one of the application's exception handlers answered last, and its traceback.
     """
 
-    __slots__ = ("fields", "request_id", "span")
+    __slots__ = ("fields", "handled", "request_id", "span")
 
     def __init__(self, request_id: str, span: Span | None = None) -> None:
         self.request_id = request_id
         self.fields: dict[str, Any] = {}
         self.span = span
+        self.handled: tuple[BaseException, TracebackType | None] | None = None
 
 
 def set_in(context: Context, identity: Identity) -> Context:
@@ -83,8 +92,9 @@ def bind(**fields: Any) -> None:
     found = current()
     if found is None:
         return
-    # A new dict: records that were made already keep what they saw.
-    found.fields = {**found.fields, **fields}
+    # A new dict: records that were made already keep what they saw. Threads of one request may bind at once.
+    with _bind_lock:
+        found.fields = {**found.fields, **fields}
     if found.span is not None and found.span.is_recording():
         for name, value in fields.items():
             found.span.set_attribute(name, value if isinstance(value, str | bool | int | float) else str(value))
@@ -139,3 +149,23 @@ def stashed(error: BaseException | None) -> tuple[str, str, str, str] | None:
             return cast("tuple[str, str, str, str]", found)
         error = error.__context__ if error.__cause__ is None else error.__cause__
     return None
+
+
+def detach(token: Any) -> None:
+    """
+    Leave a context.
+    """
+    # Not context.detach(): it logs a traceback where a generator was closed in another context, which is no news.
+    try:
+        otel_context._RUNTIME_CONTEXT.detach(token)
+    except (ValueError, RuntimeError):
+        guard.count("context.detach_failed")
+
+
+def _after_fork() -> None:
+    global _bind_lock  # noqa: PLW0603 - a lock held in the parent at fork would never be released in the child
+    _bind_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,5 +1,5 @@
 """
-Trace and span ids: a private generator, the one-shot slot for a given trace id, and the guard against endless traces.
+Trace and span ids: a private generator, the one-shot slot for a given trace id, and what roots a trace.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+from otel_correlation import guard
+from otel_correlation.request_id import to_trace_id, to_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +110,17 @@ class CorrelationIdGenerator(IdGenerator):
         return True if self._inner is None else self._inner.is_trace_id_random()
 
 
+def take_given() -> tuple[int, bool] | None:
+    """
+    Return the given trace id and whether it is random, once; None if there is none.
+    """
+    slot = _slot.get()
+    if slot is None or slot.taken:
+        return None
+    slot.taken = True
+    return slot.trace_id, slot.random
+
+
 def was_given() -> bool:
     """
     Tell whether the root span that starts now took a trace id that came from a request id.
@@ -192,3 +206,36 @@ class ReuseGuard:
             if len(self._seen) > self._capacity:
                 self._seen.popitem(last=False)
             return used < self._limit
+
+
+reuse_guard = ReuseGuard()
+
+
+def root(received: str | None, mint: str, new_trace_id: Callable[[], int]) -> tuple[str, int, bool, bool]:
+    """
+    Apply the mapping table of the bridge contract where the caller sent no trace.
+
+    Args:
+        received: The caller's valid request id, or None.
+        mint: How a new request id looks (``Settings.mint``).
+        new_trace_id: Makes a random trace id.
+
+    Returns:
+        The request id, the trace id, whether that is random, and whether the reuse guard refused the request id.
+    """
+    if received is None:
+        trace_id = new_trace_id()
+        if mint == "uuid":
+            minted = to_uuid(trace_id)
+            return minted, to_trace_id(minted) or trace_id, False, False
+        return f"{trace_id:032x}", trace_id, True, False
+    mapped = to_trace_id(received)
+    if mapped is None:
+        return received, new_trace_id(), True, False
+    if reuse_guard.allows(mapped):
+        return received, mapped, False, False
+    guard.count("request_id.reused")
+    guard.warn_seldom(
+        "reuse", "A caller sends one request id again and again; its requests get traces of their own now"
+    )
+    return received, new_trace_id(), True, True

@@ -56,6 +56,8 @@ class Settings:
         logs_export: Whether records of unsampled traces go to OTLP, too.
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
         websocket: One trace per connection, or one per received message.
+        patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits.
+        messages: A consumer's span is in the producer's trace (``continue``), or in one of its own with a link.
         stores: Where ``find`` looks.
         propagators: Names, in order.
         sampler: One of ``SAMPLERS``, or the name of a third-party entry point.
@@ -97,6 +99,8 @@ class Settings:
     logs_export: Literal["all", "sampled"] = "all"
     query_values: Literal["all", "sensitive", "none"] = "sensitive"
     websocket: Literal["connection", "message"] = "connection"
+    patch_threads: bool = True
+    messages: Literal["continue", "link"] = "continue"
     stores: tuple[str, ...] = ()
     propagators: tuple[str, ...] = ("tracecontext", "baggage", "xrequestid")
     sampler: str = "parentbased_traceidratio"
@@ -382,6 +386,8 @@ def from_environment(
         logs_export=choice(semconv.OTEL_CORRELATION_LOGS_EXPORT, ("all", "sampled"), "all"),
         query_values=choice(semconv.OTEL_CORRELATION_QUERY_VALUES, ("all", "sensitive", "none"), "sensitive"),
         websocket=choice(semconv.OTEL_CORRELATION_WEBSOCKET, ("connection", "message"), "connection"),
+        patch_threads=env.boolean(semconv.OTEL_CORRELATION_PATCH_THREADS, default=True),
+        messages=choice(semconv.OTEL_CORRELATION_MESSAGES, ("continue", "link"), "continue"),
         stores=env.names(semconv.OTEL_CORRELATION_STORES),
         propagators=_propagators(env, is_known),
         sampler=sampler,
@@ -435,6 +441,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "logs_export": ("all", "sampled"),
     "query_values": ("all", "sensitive", "none"),
     "websocket": ("connection", "message"),
+    "messages": ("continue", "link"),
     "traces_protocol": ("http/protobuf", "grpc"),
     "metrics_protocol": ("http/protobuf", "grpc"),
     "logs_protocol": ("http/protobuf", "grpc"),

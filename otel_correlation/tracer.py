@@ -26,12 +26,13 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
-from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id
+from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
 from otel_correlation.policy import scrub
 from otel_correlation.sampling import RatioSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
@@ -91,6 +92,7 @@ class LightSpan(Span):
         if links:
             self._links = BoundedList.from_seq(owner.limits.max_links, links)
         self._start_time = time_ns() if start_time is None else start_time
+        self._open = True
 
     @property
     def _resource(self) -> Resource:  # type: ignore[override]
@@ -191,9 +193,13 @@ class LightSpan(Span):
         """
         End the span and hand it to the pipeline; a second call changes nothing.
         """
-        if self._end_time is None:
-            self._end_time = time_ns() if end_time is None else end_time
-            self._owner.on_end(self)
+        try:
+            # Deleting is one step of the interpreter: of two threads that end a span, one gets it.
+            del self._open
+        except AttributeError:
+            return
+        self._end_time = time_ns() if end_time is None else end_time
+        self._owner.on_end(self)
 
 
 def class_name(kind: type) -> str:
@@ -203,14 +209,19 @@ def class_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def exception_event(error: BaseException) -> dict[str, Any]:
+def exception_event(error: BaseException, trace: TracebackType | None = None) -> dict[str, Any]:
     """
     Return the attributes of an ``exception`` event (semantic conventions, exceptions on spans).
+
+    Args:
+        error: The exception.
+        trace: Its traceback, where the exception itself has lost it.
     """
+    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
     return {
         exception_attributes.EXCEPTION_TYPE: class_name(type(error)),
         exception_attributes.EXCEPTION_MESSAGE: scrub(_text(error)),
-        exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(traceback.format_exception(error))),
+        exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(lines)),
     }
 
 
@@ -344,6 +355,8 @@ class Tracer:
         parent: SpanContext | None = None if parent_span is None else parent_span.get_span_context()
         if parent is None or not parent.is_valid:
             parent = None
+            if trace_id is None and (taken := take_given()) is not None:
+                trace_id, minted = taken
             given = trace_id is not None and not minted
             chosen = trace_id if trace_id is not None else random_trace_id()
             random_bit = 0 if given else 2
@@ -386,13 +399,19 @@ def _drop(span: Any) -> None:
     del span
 
 
-def record_exception(span: trace_api.Span, error: BaseException, *, error_type: str | None = None) -> None:
+def record_exception(
+    span: trace_api.Span,
+    error: BaseException,
+    *,
+    error_type: str | None = None,
+    trace: TracebackType | None = None,
+) -> None:
     """
     Record an exception that ended the span's work: one event, status ERROR and ``error.type``.
     """
     if not span.is_recording():
         return
-    values = exception_event(error)
+    values = exception_event(error, trace)
     span.add_event("exception", values)
     span.set_attribute("error.type", error_type or cast("str", values[exception_attributes.EXCEPTION_TYPE]))
     span.set_status(StatusCode.ERROR)

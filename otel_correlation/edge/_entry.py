@@ -18,12 +18,10 @@ from otel_correlation import guard, ids, propagators, semconv
 from otel_correlation.edge._record import Record, collect
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
-from otel_correlation.request_id import from_headers, to_trace_id, to_uuid
+from otel_correlation.request_id import from_headers
 
 if TYPE_CHECKING:
     from otel_correlation.edge._record import Scope, ServerConfig
-
-_reuse_guard = ids.ReuseGuard()
 
 
 class _ScopeGetter(Getter[Any]):
@@ -73,7 +71,8 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     trace_id: int | None = None
     minted = False
     if parent is None:
-        final, trace_id, minted = _root(config, record, received)
+        new_trace_id = ids.random_trace_id if config.tracer is None else config.tracer.new_trace_id
+        final, trace_id, minted, record.reused = ids.root(received, config.settings.mint, new_trace_id)
     else:
         final = received or f"{parent.trace_id:032x}"
     _show_id(config, scope, record, found, final)
@@ -147,32 +146,6 @@ def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[b
         guard.count("request_id.refused")
         guard.warn_seldom("refused", "A request id that is not valid was replaced (its value is never logged)")
     return received
-
-
-def _root(config: ServerConfig, record: Record, received: str | None) -> tuple[str, int, bool]:
-    """
-    Apply the mapping table where the caller sent no trace: the request id, the trace id, and whether it is random.
-    """
-    if received is not None:
-        mapped = to_trace_id(received)
-        if mapped is not None:
-            if _reuse_guard.allows(mapped):
-                return received, mapped, False
-            record.reused = True
-            guard.count("request_id.reused")
-            guard.warn_seldom(
-                "reuse", "A caller sends one request id again and again; its requests get traces of their own now"
-            )
-        return received, _new_trace_id(config), True
-    trace_id = _new_trace_id(config)
-    if config.settings.mint == "uuid":
-        minted = to_uuid(trace_id)
-        return minted, to_trace_id(minted) or trace_id, False
-    return f"{trace_id:032x}", trace_id, True
-
-
-def _new_trace_id(config: ServerConfig) -> int:
-    return ids.random_trace_id() if config.tracer is None else config.tracer.new_trace_id()
 
 
 def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], final: str) -> None:

@@ -15,8 +15,9 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
-from otel_correlation.edge._record import call_hook, detach, finish, leave
+from otel_correlation.edge._record import call_hook, finish, leave
 from otel_correlation.edge._response import with_ids
+from otel_correlation.identity import detach
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

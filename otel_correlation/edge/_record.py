@@ -4,12 +4,13 @@ What the edge knows of one request, and what it writes about it: the span's attr
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context as otel_context
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from opentelemetry.semconv.attributes import (
     client_attributes,
     error_attributes,
@@ -21,14 +22,18 @@ from opentelemetry.semconv.attributes import (
 )
 from opentelemetry.trace import StatusCode
 from opentelemetry.util.http import sanitize_method
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
+from otel_correlation.edge._validation import describe
+from otel_correlation.identity import detach
 from otel_correlation.policy import redact_query
 from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+    from types import TracebackType
 
     from opentelemetry.trace import Span
 
@@ -48,6 +53,8 @@ _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "O
 _PROPAGATION: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 _CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before its response
 _GONE: Final = "client_disconnected"
+_ENDED: Final = (CancelledError, GeneratorExit, KeyboardInterrupt)
+_INVALID_FIELD: Final = "validation_errors"
 _MAX_HOST: Final = 255  # RFC 1035; a longer one is not remembered
 
 
@@ -125,6 +132,9 @@ class Record:
         disconnected: Whether the client went away before that.
         reused: Whether the reuse guard refused the request id as a root.
         refused: Whether a request id was refused.
+        endpoint: The route that was matched.
+        answered: The exception behind a 5xx that an exception handler of the application made, and its traceback.
+        invalid: What a validation error says, ``location: type`` each.
     """
 
     identity: Identity
@@ -137,6 +147,9 @@ class Record:
     reused = False
     refused = False
     finished_ns = 0
+    endpoint: Any = None
+    answered: tuple[BaseException, TracebackType | None] | None = None
+    invalid: tuple[str, ...] = ()
     _route: str | None = None
 
     def __init__(self, config: ServerConfig, method: str) -> None:
@@ -259,10 +272,13 @@ def finish(record: Record, scope: Scope) -> None:
             route = record.config.look_up(scope)
             if route is not None:
                 record.matched(route)
+    if record.identity.handled is not None:
+        with guard.never_raise("edge.handled"):
+            _look_at_handled(record)
     span = record.recording
     if span is not None:
         try:
-            _tell(span, status, error, gone=gone)
+            _tell(span, record, gone=gone)
         except Exception:  # noqa: BLE001 - the span ends all the same
             guard.report("edge.span")
         try:
@@ -275,13 +291,37 @@ def finish(record: Record, scope: Scope) -> None:
         with guard.never_raise("edge.metrics"):
             metrics.finished(record, scope, elapsed_ns / 1e9)
     shown = _CLIENT_GONE if gone else status
-    logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6)
+    extra = {_INVALID_FIELD: list(record.invalid)} if record.invalid else None
+    logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6, extra=extra)
 
 
-def _tell(span: Span, status: int, error: BaseException | None, *, gone: bool) -> None:
+def _look_at_handled(record: Record) -> None:
+    """
+    Keep what the answered exception says: the fields of a validation error, or what is behind a 5xx.
+    """
+    handled = record.identity.handled
+    if handled is None:
+        return
+    error = handled[0]
+    if isinstance(error, RequestValidationError | WebSocketRequestValidationError):
+        record.invalid = describe(error.errors(), record.endpoint)
+    if record.error is not None or record.status < 500:
+        return
+    if isinstance(error, HTTPException):
+        # An answer of the endpoint's own says all in its status, unless it was raised in place of another exception.
+        hides = error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__)
+        if error.status_code < 500 or not hides:
+            return
+    record.answered = handled
+
+
+def _tell(span: Span, record: Record, *, gone: bool) -> None:
     """
     Show on the SERVER span how its request ended.
     """
+    error, status = record.error, record.status
+    if record.invalid:
+        span.set_attribute(semconv.VALIDATION_ERRORS, record.invalid)
     if error is not None:
         record_error(span, error)
     if gone:
@@ -291,7 +331,10 @@ def _tell(span: Span, status: int, error: BaseException | None, *, gone: bool) -
     else:
         span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
         if status >= 500 and error is None:
-            span.set_attribute(error_attributes.ERROR_TYPE, str(status))
+            kind = error_type(record) or str(status)
+            if record.answered is not None:
+                record_exception(span, record.answered[0], error_type=kind, trace=record.answered[1])
+            span.set_attribute(error_attributes.ERROR_TYPE, kind)
             span.set_status(StatusCode.ERROR)
 
 
@@ -303,6 +346,8 @@ def error_type(record: Record) -> str | None:
         return class_name(type(record.error))
     if record.disconnected:
         return _GONE
+    if record.answered is not None and not isinstance(record.answered[0], HTTPException):
+        return class_name(type(record.answered[0]))
     return str(record.status) if record.status >= 500 else None
 
 
@@ -310,7 +355,7 @@ def record_error(span: Span, error: BaseException) -> None:
     """
     Show on a span what ended its work.
     """
-    if isinstance(error, Exception):
+    if not isinstance(error, _ENDED):
         record_exception(span, error)
     else:
         # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
@@ -336,15 +381,4 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     detach(token)
     # A wrapper may call the application again with the same scope; that is another request.
     scope.pop(semconv.SCOPE_KEY, None)
-    record.error = None
-
-
-def detach(token: Any) -> None:
-    """
-    Leave a context.
-    """
-    # Not context.detach(): it logs a traceback where a generator was closed in another context, which is no news.
-    try:
-        otel_context._RUNTIME_CONTEXT.detach(token)
-    except (ValueError, RuntimeError):
-        guard.count("context.detach_failed")
+    record.error = record.answered = record.identity.handled = None

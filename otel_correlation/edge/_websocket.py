@@ -18,8 +18,9 @@ from starlette.websockets import WebSocketDisconnect
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
-from otel_correlation.edge._record import call_hook, detach, finish, leave, record_error
+from otel_correlation.edge._record import call_hook, finish, leave, record_error
 from otel_correlation.edge._response import with_ids
+from otel_correlation.identity import detach
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from otel_correlation import guard, ids, propagators
-from otel_correlation.edge import _entry
 from otel_correlation.edge import _fastapi as plug
 from otel_correlation.ids import CorrelationIdGenerator
 from otel_correlation.sampling import RatioSampler
@@ -124,10 +123,10 @@ def wired(kind: str = "light", *, instrument: bool = True, **settings: Any) -> I
     Set a process up, and put it back as it was.
     """
     provider, textmap = trace._TRACER_PROVIDER, propagate.get_global_textmap()
-    reuse = _entry._reuse_guard
+    reuse = ids.reuse_guard
     wire = Wire(kind, **settings)
     trace._TRACER_PROVIDER = wire.provider
-    _entry._reuse_guard = ids.ReuseGuard()
+    ids.reuse_guard = ids.ReuseGuard()
     guard.reset()
     try:
         wire.configure()
@@ -138,7 +137,7 @@ def wired(kind: str = "light", *, instrument: bool = True, **settings: Any) -> I
         plug.deactivate()
         trace._TRACER_PROVIDER = provider
         propagate.set_global_textmap(textmap)
-        _entry._reuse_guard = reuse
+        ids.reuse_guard = reuse
 
 
 @dataclass
