@@ -14,13 +14,17 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.semconv.attributes import exception_attributes
+from opentelemetry.trace import Status
 
 from otel_correlation import guard, identity
 from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter
+from otel_correlation.policy import scrub
 from otel_correlation.semconv import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ T = TypeVar("T")
 
 # Longest time that an exit waits for the collector: below the 10 s after which `docker stop` kills.
 EXIT_BUDGET_S: Final = 5.0
+
+_EXCEPTION_TEXTS: Final = (exception_attributes.EXCEPTION_MESSAGE, exception_attributes.EXCEPTION_STACKTRACE)
 
 _here = threading.local()
 
@@ -429,10 +435,13 @@ class SpanPipeline(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """
-        Queue the span if it is sampled; never blocks.
+        Queue the span if it is sampled, without what a user sent in its exception texts; never blocks.
         """
         context = span.get_span_context()
         if context is not None and context.trace_flags & 1:
+            if span._events or span._status.description:
+                with guard.never_raise("export.scrub"):
+                    _scrub(span)
             self._put(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -446,6 +455,24 @@ class SpanPipeline(SpanProcessor):
         Export what is queued within the exit budget, then drop (and count) what comes.
         """
         _shutdown(self.batchers, self._exporters)
+
+
+def _scrub(span: ReadableSpan) -> None:
+    """
+    Take what a user sent out of the exception texts of a span that another instrumentation made.
+    """
+    status = span._status
+    if status.description and (text := scrub(status.description)) != status.description:
+        span._status = Status(status.status_code, text)
+    for event in span._events:
+        held = event.attributes
+        if event.name != "exception" or not held:
+            continue
+        texts = {key: scrub(value) for key, value in held.items() if key in _EXCEPTION_TEXTS and isinstance(value, str)}
+        if any(text != held[key] for key, text in texts.items()):
+            cleaned = BoundedAttributes(attributes={**held, **texts})
+            cleaned.dropped = event.dropped_attributes
+            event._attributes = cleaned
 
 
 class LogPipeline(LogRecordProcessor):

@@ -438,3 +438,31 @@ def test_records_made_while_exporting_are_not_queued() -> None:
     assert pipeline.force_flush()
     pipeline.shutdown()
     assert not memory.get_finished_logs()
+
+
+def test_spans_of_other_instrumentations_lose_what_a_user_sent() -> None:
+    """
+    The exception event and the status of an SDK span keep nothing that the database quoted; other events stay.
+    """
+    memory = InMemorySpanExporter()
+    pipeline = export.SpanPipeline([memory])
+    tracer = traced(pipeline)
+    sent = f"hunter{1 + 1}"  # not a literal: a traceback shows source lines
+
+    def insert() -> None:
+        with tracer.start_as_current_span("INSERT") as span:
+            span.add_event("query", {"rows": 2})
+            message = f"duplicate key\nDETAIL:  Key (password)=({sent}) already exists."
+            raise ValueError(message)
+
+    with pytest.raises(ValueError, match="duplicate"):
+        insert()
+    assert pipeline.force_flush()
+    (exported,) = memory.get_finished_spans()
+    assert sent not in exported.to_json()
+    assert exported.status.description == "ValueError: duplicate key\nDETAIL:  REDACTED"
+    query, error = exported.events
+    assert query.attributes == {"rows": 2}
+    assert error.attributes is not None
+    assert error.attributes["exception.type"] == "ValueError"
+    assert error.attributes["exception.message"] == "duplicate key\nDETAIL:  REDACTED"
