@@ -14,12 +14,13 @@ from weakref import WeakSet
 
 import fastapi
 import fastapi.routing
+import starlette._exception_handler
 import starlette.routing
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _InstrumentedFastAPI
 from starlette.background import BackgroundTask
 
-from otel_correlation import guard, logs, semconv
+from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._asgi import serve, set_default
 from otel_correlation.edge._config import config_for
 from otel_correlation.edge._http import serve_http
@@ -47,15 +48,17 @@ class _Plug:
         self.everywhere: ServerConfig | None = None
         self.options: dict[str, Any] = {}
         self.apps: WeakSet[fastapi.FastAPI] = WeakSet()
-        self.originals: list[tuple[Any, str, Any]] = []
+        self.originals: list[tuple[Any, str, Any, Any]] = []
         self.serving: Callable[[], None] | None = None
 
     def patch(self, owner: Any, name: str, replacement: Any) -> None:
-        self.originals.append((owner, name, owner.__dict__.get(name, _UNSET)))
+        self.originals.append((owner, name, owner.__dict__.get(name, _UNSET), replacement))
         setattr(owner, name, replacement)
 
     def restore(self) -> None:
-        for owner, name, original in reversed(self.originals):
+        for owner, name, original, replacement in reversed(self.originals):
+            if owner.__dict__.get(name) is not replacement:
+                continue  # patched by somebody else since: what is theirs stays, and ours below it only forwards
             if original is _UNSET:
                 delattr(owner, name)
             else:
@@ -130,6 +133,7 @@ def _patched_handle(original: Any, note: Callable[[Record, Any, Scope], None]) -
 
 
 def _note_route(record: Record, route: Any, scope: Scope) -> None:
+    record.endpoint = route
     record.matched(scope.get(semconv.SCOPE_MOUNT, "") + (route.path or "/"))
 
 
@@ -265,6 +269,7 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
     patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
     _note_routes()
+    _note_handled()
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
     patch(FastAPIInstrumentor, "uninstrument_app", staticmethod(_uninstrument_app))
     patch(FastAPIInstrumentor, "_instrument", _instrument)
@@ -298,6 +303,26 @@ def _note_routes() -> None:
         gone.append("iter_route_contexts")
     if gone:
         guard.logger.warning("FastAPI has no %s; some spans go without their route", ", ".join(gone))
+
+
+def _note_handled() -> None:
+    """
+    See each exception for which Starlette looks for the application's handler; free for requests without one.
+    """
+    original = getattr(starlette._exception_handler, "_lookup_exception_handler", None)
+    if original is None:
+        guard.logger.warning("Starlette has no _lookup_exception_handler; a 422 does not say which fields failed")
+        return
+
+    @functools.wraps(original)
+    def look_up(handlers: Any, error: Exception) -> Any:
+        who = identity.current()
+        if who is not None:
+            # With its traceback: Starlette takes it off once the handler's response was sent.
+            who.handled = error, error.__traceback__
+        return original(handlers, error)
+
+    _plug.patch(starlette._exception_handler, "_lookup_exception_handler", look_up)
 
 
 def _base() -> type[fastapi.FastAPI]:

@@ -263,7 +263,6 @@ def finish(record: Record, scope: Scope) -> None:
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
         record.disconnected, record.error = True, None
     gone = record.disconnected
-    error = record.error
     # Servers answer 500 for an application that returns without an answer.
     status = record.status = record.status or (0 if gone else 500)
     if record.route is None and record.config.look_up is not None and "router" not in scope:
