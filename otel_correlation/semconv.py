@@ -34,13 +34,26 @@ SERVICE_NAME: Final = "service_name"
 # Attributes of ours.
 REUSED_REQUEST_ID: Final = "otel_correlation.request_id.reused"
 REFUSED_REQUEST_ID: Final = "otel_correlation.request_id.refused"
+CALLER_REQUEST_ID: Final = "otel_correlation.caller.request_id"  # of a caller that is not trusted
 CLIENT_DISCONNECTED: Final = "otel_correlation.client_disconnected"
 WEBSOCKET_CLOSE_CODE: Final = "otel_correlation.websocket.close_code"
 WEBSOCKET_DURATION: Final = "otel_correlation.websocket.duration"  # seconds
 VALIDATION_ERRORS: Final = "otel_correlation.validation_errors"
 
+# Messaging conventions, which have no stable constants (semantic conventions 1.44, messaging spans).
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
+MESSAGING_DESTINATION_TEMPLATE: Final = "messaging.destination.template"
+MESSAGING_MESSAGE_BODY_SIZE: Final = "messaging.message.body.size"
+# How many subscribers Redis handed a published message to.
+REDIS_RECEIVERS: Final = "otel_correlation.redis.receivers"
+
 # Key in the ASGI scope that tells an edge that this very request already has one (contract point 7).
 SCOPE_KEY: Final = "otel_correlation"
+# Key in the ASGI scope under which the socket's peer stands, where the server replaced "client" by a forwarded address.
+SCOPE_PEER: Final = "otel_correlation.peer"
 # Key in the ASGI scope under which the templates of the mounts on the way stand.
 SCOPE_MOUNT: Final = "otel_correlation.mount"
 
@@ -56,3 +69,10 @@ OTEL_CORRELATION_WEBSOCKET: Final = "OTEL_CORRELATION_WEBSOCKET"
 OTEL_CORRELATION_PATCH_THREADS: Final = "OTEL_CORRELATION_PATCH_THREADS"
 OTEL_CORRELATION_MESSAGES: Final = "OTEL_CORRELATION_MESSAGES"
 OTEL_CORRELATION_STORES: Final = "OTEL_CORRELATION_STORES"
+OTEL_CORRELATION_EDGE: Final = "OTEL_CORRELATION_EDGE"
+OTEL_CORRELATION_TRUSTED_NETWORKS: Final = "OTEL_CORRELATION_TRUSTED_NETWORKS"
+OTEL_CORRELATION_TRUSTED_PROXIES: Final = "OTEL_CORRELATION_TRUSTED_PROXIES"
+OTEL_CORRELATION_FORCE_SAMPLE_HEADER: Final = "OTEL_CORRELATION_FORCE_SAMPLE_HEADER"
+OTEL_CORRELATION_OUTBOUND_TRACEPARENT: Final = "OTEL_CORRELATION_OUTBOUND_TRACEPARENT"
+OTEL_CORRELATION_OUTBOUND_BAGGAGE: Final = "OTEL_CORRELATION_OUTBOUND_BAGGAGE"
+OTEL_CORRELATION_OUTBOUND_REQUEST_ID: Final = "OTEL_CORRELATION_OUTBOUND_REQUEST_ID"
