@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import unquote, urlsplit
 
-from otel_correlation import semconv
+from otel_correlation import policy, semconv
 from otel_correlation._early import originals
 from otel_correlation.guard import ConfigError
 
@@ -59,6 +59,14 @@ class Settings:
         patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits.
         messages: A consumer's span is in the producer's trace (``continue``), or in one of its own with a link.
         stores: Where ``find`` looks.
+        edge: ``open`` continues every caller, or those in ``trusted_networks`` if there are any; ``public`` continues
+            only those, and sends ids to internal hosts only.
+        trusted_networks: Networks, addresses or ``unix``: callers whose ids are continued.
+        trusted_proxies: The same for proxies behind which the caller is looked for.
+        force_sample_header: The header by which a caller in ``trusted_networks`` gets its trace sampled; or empty.
+        outbound_traceparent: Patterns of hosts that get ``traceparent``; empty is what ``edge`` says.
+        outbound_baggage: The same for ``baggage``.
+        outbound_request_id: The same for the request id.
         propagators: Names, in order.
         sampler: One of ``SAMPLERS``, or the name of a third-party entry point.
         sampler_arg: The argument as text, for third-party samplers.
@@ -102,6 +110,13 @@ class Settings:
     patch_threads: bool = True
     messages: Literal["continue", "link"] = "continue"
     stores: tuple[str, ...] = ()
+    edge: Literal["open", "public"] = "open"
+    trusted_networks: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    force_sample_header: str = ""
+    outbound_traceparent: tuple[str, ...] = ()
+    outbound_baggage: tuple[str, ...] = ()
+    outbound_request_id: tuple[str, ...] = ()
     propagators: tuple[str, ...] = ("tracecontext", "baggage", "xrequestid")
     sampler: str = "parentbased_traceidratio"
     sampler_arg: str = ""
@@ -148,6 +163,12 @@ class _Environment:
             return ""
         return value
 
+    def raw(self, name: str) -> str:
+        """
+        Return the value also where it is not UTF-8: then it is wrong, which is not the same as unset.
+        """
+        return self._environ.get(name, "").strip()
+
     def wrong(self, name: str, value: str, used: object, why: str = "") -> None:
         # ascii(): a value that is not UTF-8, or has control characters, must not break the line it is reported in.
         because = f" ({why})" if why else ""
@@ -187,6 +208,44 @@ class _Environment:
 
     def names(self, name: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
+
+
+def _edge(env: _Environment) -> Literal["open", "public"]:
+    name = semconv.OTEL_CORRELATION_EDGE
+    value = env.raw(name)
+    if value.lower() not in ("", "open", "public"):
+        # Whoever says something here wants less trust than there is without it.
+        env.wrong(name, value, "public", "one of open, public")
+        return "public"
+    return "open" if value.lower() in ("", "open") else "public"
+
+
+def _declared(env: _Environment, name: str, parse: Callable[[str], str]) -> tuple[str, ...]:
+    """
+    Return the entries of a list that trusts somebody; a wrong one trusts nobody.
+    """
+    value = env.raw(name)
+    good: list[str] = []
+    for entry in filter(None, map(str.strip, value.split(","))):
+        try:
+            good.append(parse(entry))
+        except ValueError as error:
+            env.wrong(name, entry, "nothing", str(error))
+    if value and not good:
+        if not value.strip(", \t"):
+            env.wrong(name, value, policy.NONE, "a comma list")
+        # Declared, and not unset: nobody is in it.
+        good.append(policy.NONE)
+    return tuple(dict.fromkeys(good))
+
+
+def _force_sample_header(env: _Environment) -> str:
+    name = semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER
+    value = env.text(name)
+    if value and not _TOKEN.fullmatch(value):
+        env.wrong(name, value, "none", "one header name")
+        return ""
+    return value
 
 
 def _header_names(env: _Environment) -> tuple[bytes, ...]:
@@ -389,6 +448,13 @@ def from_environment(
         patch_threads=env.boolean(semconv.OTEL_CORRELATION_PATCH_THREADS, default=True),
         messages=choice(semconv.OTEL_CORRELATION_MESSAGES, ("continue", "link"), "continue"),
         stores=env.names(semconv.OTEL_CORRELATION_STORES),
+        edge=_edge(env),
+        trusted_networks=_declared(env, semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, policy.peers),
+        trusted_proxies=_declared(env, semconv.OTEL_CORRELATION_TRUSTED_PROXIES, policy.peers),
+        force_sample_header=_force_sample_header(env),
+        outbound_traceparent=_declared(env, semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT, policy.host_pattern),
+        outbound_baggage=_declared(env, semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE, policy.host_pattern),
+        outbound_request_id=_declared(env, semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID, policy.host_pattern),
         propagators=_propagators(env, is_known),
         sampler=sampler,
         sampler_arg=env.text("OTEL_TRACES_SAMPLER_ARG"),
@@ -434,6 +500,13 @@ def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings
     return Settings(**values, problems=settings.problems)
 
 
+_DECLARED: Final[dict[str, Callable[[str], str]]] = {
+    "trusted_networks": policy.peers,
+    "trusted_proxies": policy.peers,
+    "outbound_traceparent": policy.host_pattern,
+    "outbound_baggage": policy.host_pattern,
+    "outbound_request_id": policy.host_pattern,
+}
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "mint": ("hex", "uuid"),
     "log_format": ("auto", "json", "text", "none"),
@@ -442,6 +515,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "query_values": ("all", "sensitive", "none"),
     "websocket": ("connection", "message"),
     "messages": ("continue", "link"),
+    "edge": ("open", "public"),
     "traces_protocol": ("http/protobuf", "grpc"),
     "metrics_protocol": ("http/protobuf", "grpc"),
     "logs_protocol": ("http/protobuf", "grpc"),
@@ -462,6 +536,15 @@ def _checked(name: str, value: object, present: object) -> object:
             message = f"ratio={value!r}: pass a number from 0 to 1"
             raise ConfigError(message)
         return float(value)
+    if name == "force_sample_header" and not (isinstance(value, str) and (not value or _TOKEN.fullmatch(value))):
+        message = f"force_sample_header={value!r}: pass one header name, such as 'X-Force-Sample', or ''"
+        raise ConfigError(message)
+    if name in _DECLARED and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        try:
+            return tuple(_DECLARED[name](part) for part in value)
+        except ValueError as error:
+            message = f"{name}={value!r}: {error}"
+            raise ConfigError(message) from error
     if isinstance(present, tuple) and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if type(value) is not type(present):

@@ -4,6 +4,7 @@ What is decided by rule: what is left out of spans, whose ids are continued, and
 
 from __future__ import annotations
 
+from otel_correlation.policy.outbound import Outbound, host_pattern, outbound_for
 from otel_correlation.policy.recording import (
     REDACTED,
     HeaderCapture,
@@ -12,5 +13,20 @@ from otel_correlation.policy.recording import (
     redact_url,
     scrub,
 )
+from otel_correlation.policy.trust import NONE, Trust, peers, trust_for
 
-__all__ = ["REDACTED", "HeaderCapture", "Patterns", "redact_query", "redact_url", "scrub"]
+__all__ = [
+    "NONE",
+    "REDACTED",
+    "HeaderCapture",
+    "Outbound",
+    "Patterns",
+    "Trust",
+    "host_pattern",
+    "outbound_for",
+    "peers",
+    "redact_query",
+    "redact_url",
+    "scrub",
+    "trust_for",
+]

@@ -4,7 +4,7 @@ The environment and code, read into one frozen object: every variable's default,
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -79,6 +79,23 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ("websocket", {semconv.OTEL_CORRELATION_WEBSOCKET: "message"}, "message"),
     ("patch_threads", {semconv.OTEL_CORRELATION_PATCH_THREADS: "off"}, False),
     ("messages", {semconv.OTEL_CORRELATION_MESSAGES: "Link"}, "link"),
+    ("edge", {semconv.OTEL_CORRELATION_EDGE: "open"}, "open"),
+    ("edge", {semconv.OTEL_CORRELATION_EDGE: "PUBLIC"}, "public"),
+    (
+        "trusted_networks",
+        {semconv.OTEL_CORRELATION_TRUSTED_NETWORKS: "10.0.0.0/8, FD00::/8,192.0.2.7 , UNIX,::ffff:10.0.0.0/104"},
+        ("10.0.0.0/8", "fd00::/8", "192.0.2.7/32", "unix"),
+    ),
+    ("trusted_networks", {semconv.OTEL_CORRELATION_TRUSTED_NETWORKS: "none"}, ("none",)),
+    ("trusted_proxies", {semconv.OTEL_CORRELATION_TRUSTED_PROXIES: "127.0.0.1,::1"}, ("127.0.0.1/32", "::1/128")),
+    ("force_sample_header", {semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER: "X-Force"}, "X-Force"),
+    (
+        "outbound_traceparent",
+        {semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT: "*.Internal, localhost,10.0.0.0/8,API.example.com."},
+        ("*.internal", "localhost", "10.0.0.0/8", "api.example.com"),
+    ),
+    ("outbound_baggage", {semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE: "none"}, ("none",)),
+    ("outbound_request_id", {semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID: "*"}, ("*",)),
     ("stores", {semconv.OTEL_CORRELATION_STORES: "a , b,,"}, ("a", "b")),
     ("propagators", {"OTEL_PROPAGATORS": "baggage,b3,baggage"}, ("baggage", "b3")),
     ("propagators", {"OTEL_PROPAGATORS": "none"}, ()),
@@ -218,6 +235,21 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5", "512", "max_batch_size", 512),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "2048", "max_batch_size", 2_048),
     ("OTEL_PYTHON_LOG_CORRELATION", "2", "false", "log_correlation", False),
+    # Who says something about trust wants less of it than there is by default: the closed side is the safe one.
+    (semconv.OTEL_CORRELATION_EDGE, "pubic", "public", "edge", "public"),
+    *[
+        (semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, value, "nothing", "trusted_networks", ("none",))
+        for value in ("10.0.0.1/8", "10.0.0.0/33", "internal", "10.*", "http://10.0.0.1", "*", "fe80::1%eth0")
+    ],
+    (semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, ",", "none", "trusted_networks", ("none",)),
+    (semconv.OTEL_CORRELATION_TRUSTED_PROXIES, "nginx", "nothing", "trusted_proxies", ("none",)),
+    (semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER, "X-Force: 1", "none", "force_sample_header", ""),
+    *[
+        (semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT, value, "nothing", "outbound_traceparent", ("none",))
+        for value in ("http://a", "a:80", "10.*", "10.0.0.256", "10.0.0.1/8", "2130706433", "0x7f.0x1", "*a", "a.*")
+    ],
+    (semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE, "-a", "nothing", "outbound_baggage", ("none",)),
+    (semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID, "b\xfccher.de", "nothing", "outbound_request_id", ("none",)),
 ]
 
 
@@ -235,16 +267,24 @@ def test_wrong_values(name: str, value: str, used: str, field: str, replacement:
     assert line.isascii()
 
 
+CLOSED: dict[str, dict[str, Any]] = {
+    semconv.OTEL_CORRELATION_EDGE: {"edge": "public"},
+    semconv.OTEL_CORRELATION_TRUSTED_NETWORKS: {"trusted_networks": ("none",)},
+    semconv.OTEL_CORRELATION_TRUSTED_PROXIES: {"trusted_proxies": ("none",)},
+    semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT: {"outbound_traceparent": ("none",)},
+    semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE: {"outbound_baggage": ("none",)},
+    semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID: {"outbound_request_id": ("none",)},
+}
 NAMES = sorted({name for _, environ, _ in GOOD for name in environ} | {row[0] for row in WRONG})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_not_utf8(name: str) -> None:
     """
-    Bytes that are not UTF-8 are one line, whichever variable has them, and the default is used.
+    Bytes that are not UTF-8 are one line, whichever variable has them; the default is used, for trust the closed one.
     """
     settings = read(**{name: "caf\udce9"})
-    assert settings == Settings()
+    assert settings == replace(Settings(), **CLOSED.get(name, {}))
     assert len(settings.problems) == 1
     assert settings.problems[0].startswith(f"{name}='caf\\udce9' is not usable")
 
@@ -260,6 +300,11 @@ def test_partly_wrong_lists() -> None:
         "OTEL_PROPAGATORS='y'",
         "OTEL_TRACES_EXPORTER='z'",
     ]
+    settings = read(
+        OTEL_CORRELATION_TRUSTED_NETWORKS="10.0.0.0/8,10.0.0.1/8,x", OTEL_CORRELATION_OUTBOUND_BAGGAGE="a:1,orders"
+    )
+    assert (settings.trusted_networks, settings.outbound_baggage) == (("10.0.0.0/8",), ("orders",))
+    assert len(settings.problems) == 3
 
 
 def test_a_wrong_endpoint_of_one_signal() -> None:
@@ -339,6 +384,10 @@ class TestOverrides:
             ("traces_protocol", "grpc", "grpc"),
             ("schedule_delay_ms", 0, 0),
             ("max_queue_size", 1, 1),
+            ("trusted_networks", ["10.0.0.0/8", "::1"], ("10.0.0.0/8", "::1/128")),
+            ("outbound_baggage", ("API.example.com",), ("api.example.com",)),
+            ("force_sample_header", "X-Force", "X-Force"),
+            ("edge", "public", "public"),
         ],
     )
     def test_good(self, name: str, given_value: object, value: object) -> None:
@@ -383,6 +432,14 @@ class TestOverrides:
             ("schedule_delay_ms", -1, "0 or more"),
             ("schedule_delay_ms", 1.5, "int"),
             ("schedule_delay_ms", True, "int"),
+            ("edge", "pubic", "one of open, public"),
+            ("trusted_networks", ["10.0.0.1/8"], "host bits"),
+            ("trusted_networks", "10.0.0.0/8", "tuple"),
+            ("trusted_proxies", ["nginx"], "not an address"),
+            ("outbound_baggage", ["a:80"], "no port"),
+            ("outbound_traceparent", [1], "tuple"),
+            ("force_sample_header", "X-Force: 1", "one header name"),
+            ("force_sample_header", None, "one header name"),
         ],
     )
     def test_wrong(self, name: str, value: object, says: str) -> None:
