@@ -31,6 +31,57 @@ SPAN_ID: Final = "span_id"
 TRACE_FLAGS: Final = "trace_flags"
 SERVICE_NAME: Final = "service_name"
 
+# What a line of ours is made of, beside ``extra`` and bound fields, and how each platform calls it.
+LOG_FIELDS: Final = (
+    "timestamp",
+    "level",
+    "logger",
+    "message",
+    TRACE_ID,
+    SPAN_ID,
+    TRACE_FLAGS,
+    REQUEST_ID,
+    SERVICE_NAME,
+    "exception",
+    "stack",
+)
+LOG_PRESETS: Final[dict[str, dict[str, str]]] = {
+    "otel": {},
+    # Elastic Common Schema, fields of base, log, tracing, http, service and error (elastic.co/docs/reference/ecs), with
+    # the dots in the names as the ECS logging libraries write them (github.com/elastic/ecs-logging, spec.json).
+    "ecs": {
+        "timestamp": "@timestamp",
+        "level": "log.level",
+        "logger": "log.logger",
+        TRACE_ID: "trace.id",
+        SPAN_ID: "span.id",
+        REQUEST_ID: "http.request.id",
+        SERVICE_NAME: "service.name",
+        "exception": "error.stack_trace",
+    },
+    # docs.cloud.google.com/logging/docs/structured-logging, "Special fields in structured payloads"; Error Reporting
+    # looks for a stack trace in ``stack_trace`` first.
+    "gcp": {
+        "timestamp": "time",
+        "level": "severity",
+        TRACE_ID: "logging.googleapis.com/trace",
+        SPAN_ID: "logging.googleapis.com/spanId",
+        TRACE_FLAGS: "logging.googleapis.com/trace_sampled",
+        "exception": "stack_trace",
+    },
+    # docs.datadoghq.com/opentelemetry/correlate/logs_and_traces and logs/log_configuration/attributes_naming_convention
+    # (reserved: status; standard: logger.name, error.stack, http.request_id).
+    "datadog": {
+        "level": "status",
+        "logger": "logger.name",
+        TRACE_ID: "dd.trace_id",
+        SPAN_ID: "dd.span_id",
+        REQUEST_ID: "http.request_id",
+        SERVICE_NAME: "dd.service",
+        "exception": "error.stack",
+    },
+}
+
 # Attributes of ours.
 REUSED_REQUEST_ID: Final = "otel_correlation.request_id.reused"
 REFUSED_REQUEST_ID: Final = "otel_correlation.request_id.refused"
@@ -63,6 +114,8 @@ OTEL_CORRELATION_RESPONSE_HEADER: Final = "OTEL_CORRELATION_RESPONSE_HEADER"
 OTEL_CORRELATION_MINT: Final = "OTEL_CORRELATION_MINT"
 OTEL_CORRELATION_TRACERESPONSE: Final = "OTEL_CORRELATION_TRACERESPONSE"
 OTEL_CORRELATION_LOG_FORMAT: Final = "OTEL_CORRELATION_LOG_FORMAT"
+OTEL_CORRELATION_LOG_PRESET: Final = "OTEL_CORRELATION_LOG_PRESET"
+OTEL_CORRELATION_LOG_FIELDS: Final = "OTEL_CORRELATION_LOG_FIELDS"
 OTEL_CORRELATION_LOGS_EXPORT: Final = "OTEL_CORRELATION_LOGS_EXPORT"
 OTEL_CORRELATION_QUERY_VALUES: Final = "OTEL_CORRELATION_QUERY_VALUES"
 OTEL_CORRELATION_WEBSOCKET: Final = "OTEL_CORRELATION_WEBSOCKET"

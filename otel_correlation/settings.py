@@ -20,7 +20,7 @@ from otel_correlation._early import originals
 from otel_correlation.guard import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -52,6 +52,8 @@ class Settings:
         traceresponse: Whether responses carry ``traceresponse``.
         server_timing: Whether responses carry ``Server-Timing: trace;desc=...``.
         log_format: How lines of ours look when the application configured no logging.
+        log_preset: How the fields of lines of ours, and what structlog and loguru get, are called and written.
+        log_fields: Renames beside the preset's, each ``name=new_name``.
         log_level: From which level on such lines are shown (``OTEL_PYTHON_LOG_LEVEL``).
         logs_export: Whether records of unsampled traces go to OTLP, too.
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
@@ -103,6 +105,8 @@ class Settings:
     traceresponse: bool = False
     server_timing: bool = False
     log_format: Literal["auto", "json", "text", "none"] = "auto"
+    log_preset: Literal["otel", "ecs", "gcp", "datadog"] = "otel"
+    log_fields: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     logs_export: Literal["all", "sampled"] = "all"
     query_values: Literal["all", "sensitive", "none"] = "sensitive"
@@ -368,6 +372,38 @@ def _propagators(env: _Environment, known: Callable[[str, str], bool]) -> tuple[
     return good or default
 
 
+_FIELD: Final = re.compile(r"[A-Za-z_@][A-Za-z0-9_.@/:-]{0,59}")
+
+
+def renamed(preset: str, renames: Iterable[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """
+    Return what each field of a line is called, and each rename that cannot be used, with the reason.
+    """
+    names = {name: name for name in semconv.LOG_FIELDS} | semconv.LOG_PRESETS[preset]
+    bad: list[tuple[str, str]] = []
+    for entry in renames:
+        name, _, new = (part.strip() for part in entry.partition("="))
+        if name not in names:
+            bad.append((entry, "name=new_name, where name is one of " + ", ".join(names)))
+        elif not _FIELD.fullmatch(new):
+            bad.append((entry, "a new name starts with a letter and has letters, digits and _ . @ / : - only"))
+        elif any(new == other for field_name, other in names.items() if field_name != name):
+            bad.append((entry, "another field has that name"))
+        else:
+            names[name] = new
+    return names, bad
+
+
+def _log_fields(env: _Environment, preset: str) -> tuple[str, ...]:
+    name = semconv.OTEL_CORRELATION_LOG_FIELDS
+    entries = env.names(name)
+    _, bad = renamed(preset, entries)
+    for entry, why in bad:
+        env.wrong(name, entry, "its own name", why)
+    refused = {entry for entry, _ in bad}
+    return tuple(entry for entry in entries if entry not in refused)
+
+
 def _service_name(env: _Environment) -> str:
     if name := env.text("OTEL_SERVICE_NAME"):
         return name
@@ -431,6 +467,7 @@ def from_environment(
         batch_size = queue_size
     opt_in = {entry.lower() for entry in env.names("OTEL_SEMCONV_STABILITY_OPT_IN")}
     choice = cast("Any", env.choice)
+    preset = choice(semconv.OTEL_CORRELATION_LOG_PRESET, tuple(semconv.LOG_PRESETS), "otel")
     return Settings(
         enabled=env.boolean(semconv.OTEL_CORRELATION_ENABLED, default=True),
         sdk_disabled=_sdk_disabled(env),
@@ -441,6 +478,8 @@ def from_environment(
         traceresponse=traceresponse in ("true", "traceresponse", "both"),
         server_timing=traceresponse in ("server-timing", "both"),
         log_format=choice(semconv.OTEL_CORRELATION_LOG_FORMAT, ("auto", "json", "text", "none"), "auto"),
+        log_preset=preset,
+        log_fields=_log_fields(env, preset),
         log_level=choice("OTEL_PYTHON_LOG_LEVEL", LOG_LEVELS, "info"),
         logs_export=choice(semconv.OTEL_CORRELATION_LOGS_EXPORT, ("all", "sampled"), "all"),
         query_values=choice(semconv.OTEL_CORRELATION_QUERY_VALUES, ("all", "sensitive", "none"), "sensitive"),
@@ -497,6 +536,10 @@ def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings
             message = f"unknown setting {name!r}; one of {', '.join(sorted(known))}"
             raise ConfigError(message)
         values[name] = _checked(name, value, getattr(settings, name))
+    _, bad = renamed(values["log_preset"], values["log_fields"])
+    if bad:
+        message = f"log_fields: {bad[0][0]!r} is not usable ({bad[0][1]})"
+        raise ConfigError(message)
     return Settings(**values, problems=settings.problems)
 
 
@@ -510,6 +553,7 @@ _DECLARED: Final[dict[str, Callable[[str], str]]] = {
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "mint": ("hex", "uuid"),
     "log_format": ("auto", "json", "text", "none"),
+    "log_preset": tuple(semconv.LOG_PRESETS),
     "log_level": LOG_LEVELS,
     "logs_export": ("all", "sampled"),
     "query_values": ("all", "sensitive", "none"),

@@ -74,6 +74,12 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ("server_timing", {semconv.OTEL_CORRELATION_TRACERESPONSE: "both"}, True),
     ("server_timing", {semconv.OTEL_CORRELATION_TRACERESPONSE: "true"}, False),
     ("log_format", {semconv.OTEL_CORRELATION_LOG_FORMAT: "json"}, "json"),
+    ("log_preset", {semconv.OTEL_CORRELATION_LOG_PRESET: "ECS"}, "ecs"),
+    (
+        "log_fields",
+        {semconv.OTEL_CORRELATION_LOG_FIELDS: "trace_id=traceId, request_id=req,"},
+        ("trace_id=traceId", "request_id=req"),
+    ),
     ("logs_export", {semconv.OTEL_CORRELATION_LOGS_EXPORT: "sampled"}, "sampled"),
     ("query_values", {semconv.OTEL_CORRELATION_QUERY_VALUES: "none"}, "none"),
     ("websocket", {semconv.OTEL_CORRELATION_WEBSOCKET: "message"}, "message"),
@@ -192,6 +198,11 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     (semconv.OTEL_CORRELATION_MINT, "ulid", "hex", "mint", "hex"),
     (semconv.OTEL_CORRELATION_TRACERESPONSE, "yes please", "none", "traceresponse", False),
     (semconv.OTEL_CORRELATION_LOG_FORMAT, "xml", "auto", "log_format", "auto"),
+    (semconv.OTEL_CORRELATION_LOG_PRESET, "splunk", "otel", "log_preset", "otel"),
+    *[
+        (semconv.OTEL_CORRELATION_LOG_FIELDS, value, "its own name", "log_fields", ())
+        for value in ("trace", "trace=t", "trace_id=", "trace_id=a b", "trace_id=" + "x" * 61, "trace_id=span_id")
+    ],
     (semconv.OTEL_CORRELATION_LOGS_EXPORT, "some", "all", "logs_export", "all"),
     (semconv.OTEL_CORRELATION_QUERY_VALUES, "no", "sensitive", "query_values", "sensitive"),
     (semconv.OTEL_CORRELATION_WEBSOCKET, "frame", "connection", "websocket", "connection"),
@@ -388,6 +399,8 @@ class TestOverrides:
             ("outbound_baggage", ("API.example.com",), ("api.example.com",)),
             ("force_sample_header", "X-Force", "X-Force"),
             ("edge", "public", "public"),
+            ("log_preset", "gcp", "gcp"),
+            ("log_fields", ["trace_id=traceId"], ("trace_id=traceId",)),
         ],
     )
     def test_good(self, name: str, given_value: object, value: object) -> None:
@@ -418,6 +431,10 @@ class TestOverrides:
             ("response_header", "a b", "one header name"),
             ("response_header", None, "one header name"),
             ("mint", "ulid", "one of hex, uuid"),
+            ("log_preset", "splunk", "one of otel, ecs, gcp, datadog"),
+            ("log_fields", "trace_id=traceId", "tuple"),
+            ("log_fields", ["trace_id=span_id"], "another field has that name"),
+            ("log_fields", ["trace=t"], "name=new_name"),
             ("mint", ["hex"], "one of hex, uuid"),
             ("traces_protocol", "http/json", "one of http/protobuf, grpc"),
             ("ratio", 1.5, "0 to 1"),
