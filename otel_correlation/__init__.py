@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from otel_correlation.edge import edge  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
     from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
-    from otel_correlation.tasks import continue_from, inject, work  # noqa: TC004
+    from otel_correlation.tasks import carried, continue_from, inject, work  # noqa: TC004
 
 __all__ = [
     "ConfigError",
     "__version__",
     "bind",
     "bootstrap",
+    "carried",
     "continue_from",
     "edge",
     "inject",
@@ -40,6 +41,7 @@ _HOMES: Final = {
     "__version__": "_version",
     "bind": "identity",
     "bootstrap": "bootstrap",
+    "carried": "tasks",
     "continue_from": "tasks",
     "edge": "edge",
     "inject": "tasks",

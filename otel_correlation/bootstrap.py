@@ -114,6 +114,8 @@ class Distro(BaseDistro):  # type: ignore[misc]
             if value.startswith("opentelemetry.instrumentation.logging:"):
                 # It would put a second OTLP handler beside ours, so that every record is exported twice.
                 return
+            if settings.patch_threads and value.startswith("opentelemetry.instrumentation.threading:"):
+                return  # ours does it, for subclasses that override run(), too
             if settings.sdk_disabled and not value.startswith("opentelemetry.instrumentation.httpx"):
                 return
         elif settings is not None:
@@ -203,6 +205,17 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
                 fastapi_plug.switch_on(app)
 
 
+def start_child(settings: Settings) -> None:
+    """
+    Set this process up as the one that started it was, unless it is set up already (by fork, or by itself).
+    """
+    with _state.lock:
+        if _state.settings is None:
+            _start(settings, instrument=True)
+            # The parent has said what was wrong.
+            _state.pending.clear()
+
+
 def started() -> bool:
     """
     Tell whether this process has been set up, by ``bootstrap()`` or by ``opentelemetry-instrument``.
@@ -223,7 +236,7 @@ def activate(settings: Settings | None = None) -> None:
 
     fastapi_plug.activate(current)
     clients.activate(current)
-    tasks.switch(current)
+    tasks.activate(current)
 
 
 def _start(settings: Settings, *, auto_version: str | None = None, instrument: bool = False) -> None:
@@ -252,7 +265,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             exits.install(_flush)
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
-        tasks.switch(_current_settings)
+        tasks.activate(_current_settings, start_child)
         if instrument:
             _instrument_everything()
         _state.pending += problems
@@ -337,6 +350,7 @@ def _apply(before: Settings, wanted: Settings) -> None:
                 tracer.sampler = sampler
     fastapi_plug.refresh()
     clients.refresh()
+    tasks.activate(_current_settings, start_child)
 
 
 def _resource(auto_version: str | None) -> Resource:

@@ -42,7 +42,7 @@ _spent_s = 0.0
 _serving: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
-def _flush_now() -> None:
+def flush_now() -> None:
     """
     Flush within what is left of the budget: the end of a server and that of its process share one.
     """
@@ -61,9 +61,9 @@ def _flush_now() -> None:
 async def _flush_beside() -> None:
     # On a thread: the loop may have other servers and tasks, which an absent collector must not hold up.
     try:
-        await asyncio.to_thread(_flush_now)
+        await asyncio.to_thread(flush_now)
     except (RuntimeError, asyncio.CancelledError):
-        _flush_now()
+        flush_now()
         raise
 
 
@@ -112,7 +112,10 @@ def _on_multiprocessing(module: ModuleType) -> None:
         module.Finalize(None, flush, exitpriority=-100)
 
     # In the child, the finalizers of the parent are cleared first, and these functions are called then.
-    module.register_after_fork(_flush_now, in_child)
+    module.register_after_fork(flush_now, in_child)
+    if sys.modules["multiprocessing.process"].parent_process() is not None:
+        # This child was set up by what it was asked to call, after that.
+        in_child(flush_now)
 
 
 def install(flush: Callable[[float], object]) -> None:
@@ -123,7 +126,7 @@ def install(flush: Callable[[float], object]) -> None:
     """
     global _flush, _hooked  # noqa: PLW0603 - one process has one end
     if _flush is None:
-        atexit.register(_flush_now)
+        atexit.register(flush_now)
     _flush = flush
     if not _hooked:
         _hooked = True
@@ -142,7 +145,7 @@ def uninstall() -> None:
     if _flush is None:
         return
     _flush = None
-    atexit.unregister(_flush_now)
+    atexit.unregister(flush_now)
     server = getattr(sys.modules.get("uvicorn.server"), "Server", None)
     for name in ("_serve", "shutdown"):
         original = getattr(getattr(server, name, None), _ORIGINAL, None)

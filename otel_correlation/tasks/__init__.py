@@ -4,6 +4,40 @@ Code that outlives its request or never had one: work of the service's own, mess
 
 from __future__ import annotations
 
-from otel_correlation.tasks.carriers import continue_from, inject, switch, work
+from typing import TYPE_CHECKING
 
-__all__ = ["continue_from", "inject", "switch", "work"]
+from otel_correlation.tasks import carriers, processes, threads
+from otel_correlation.tasks.carriers import continue_from, inject, work
+from otel_correlation.tasks.processes import carried
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_correlation.settings import Settings
+
+__all__ = ["activate", "carried", "continue_from", "deactivate", "inject", "work"]
+
+
+def activate(settings: Callable[[], Settings], start: Callable[[Settings], None] | None = None) -> None:
+    """
+    Switch everything here on.
+
+    Args:
+        settings: Where settings are found.
+        start: Sets up another process as this one was; a function that pickle finds by its name.
+    """
+    carriers.switch(settings)
+    processes.switch(settings, start)
+    if settings().patch_threads:
+        threads.activate()
+    else:
+        threads.deactivate()
+
+
+def deactivate() -> None:
+    """
+    Switch everything off, and leave threads as they were found.
+    """
+    carriers.switch(None)
+    processes.switch(None)
+    threads.deactivate()

@@ -1,0 +1,163 @@
+"""
+Threads, timers and thread pools take the identity of whoever starts or submits.
+
+A thread that is started inside a request keeps the request's identity for its life. A pool's worker has that of the
+task which it runs, for as long as it runs it. Threads that libraries keep for themselves have none, however lazily
+they are started. Outside of a request nothing is wrapped.
+
+``asyncio`` and ``anyio`` copy the context themselves; with them nothing has to be done.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import _RUNTIME_CONTEXT, Context
+
+from otel_correlation import guard, identity
+from otel_correlation.logs.record import _Patch, _wrap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Top-level packages whose threads serve the whole process. They are started when somebody needs them first, which may
+# be a request, and then work for all.
+_SERVE_ALL: Final = frozenset(
+    {
+        "aiosqlite", "amqp", "anyio", "apscheduler", "asyncio", "billiard", "celery", "concurrent", "ddtrace", "grpc",
+        "gunicorn", "http", "kafka", "kombu", "logging", "multiprocessing", "opentelemetry", "otel_correlation",
+        "prometheus_client", "psycopg_pool", "pymongo", "redis", "sentry_sdk", "socketserver", "sqlalchemy", "uvicorn",
+        "watchdog", "wsgiref",
+    }
+)  # fmt: skip
+# Whoever uses these classes says by the target what for.
+_CLASSES_OF_ALL: Final = frozenset({"multiprocessing.context", "multiprocessing.dummy", "multiprocessing.process"})
+_NOTHING: Final = Context()
+
+_on = False
+
+
+class _Carried:
+    """
+    A call in the context of whoever asked for it; its result, its exception and the traceback are the call's own.
+    """
+
+    __slots__ = ("_call", "_context")
+
+    def __init__(self, context: Context, call: Callable[..., Any]) -> None:
+        self._context = context
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        token = _RUNTIME_CONTEXT.attach(self._context)
+        try:
+            return self._call(*args, **kwargs)
+        except BaseException as error:
+            identity.stash(error)
+            if error.__traceback__ is not None:
+                error.__traceback__ = error.__traceback__.tb_next  # without this frame
+            raise
+        finally:
+            identity.detach(token)
+
+
+def serves_all(worker: object) -> bool:
+    """
+    Tell whether a library keeps this thread or process for itself.
+    """
+    kind = type(worker).__module__
+    if kind.partition(".")[0] in _SERVE_ALL and kind not in _CLASSES_OF_ALL:
+        return True
+    target: Any = getattr(worker, "_target", None)
+    module = getattr(getattr(target, "func", target), "__module__", None)  # of a partial, what it calls
+    return isinstance(module, str) and module.partition(".")[0] in _SERVE_ALL
+
+
+class _Run(_Carried):
+    """
+    ``Thread.run`` of one thread, in the context of whoever started it; gone as soon as it is called.
+    """
+
+    __slots__ = ("_replaced", "_thread")
+
+    def __init__(self, context: Context, thread: threading.Thread) -> None:
+        super().__init__(context, thread.run)
+        self._thread = thread
+        self._replaced = vars(thread).get("run")
+        vars(thread)["run"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.take_back()
+        return super().__call__(*args, **kwargs)
+
+    def take_back(self) -> None:
+        """
+        Leave the thread object as it was.
+        """
+        if self._replaced is None:
+            vars(self._thread).pop("run", None)
+        else:
+            vars(self._thread)["run"] = self._replaced
+
+
+def _our_start(self: threading.Thread) -> None:
+    context = _RUNTIME_CONTEXT.get_current()
+    run: _Run | None = None
+    if context and _on:
+        try:
+            if not serves_all(self):
+                run = _Run(context, self)
+        except Exception:  # noqa: BLE001 - the user's thread starts all the same
+            guard.report("tasks.thread")
+    if run is None:
+        _start.original(self)
+        return
+    try:
+        _start.original(self)
+    except BaseException:
+        run.take_back()
+        raise
+
+
+def _our_submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    context = _RUNTIME_CONTEXT.get_current()
+    if not context or not _on or isinstance(self, _OTHER_INTERPRETERS):
+        return _submit.original(self, fn, *args, **kwargs)
+    # A worker that the pool starts now, of whatever class, is not this request's.
+    token = _RUNTIME_CONTEXT.attach(_NOTHING)
+    try:
+        return _submit.original(self, _Carried(context, fn), *args, **kwargs)
+    finally:
+        identity.detach(token)
+
+
+# Python 3.14 sends what is submitted to these through pickle.
+_OTHER_INTERPRETERS: Final[Any] = getattr(concurrent.futures, "InterpreterPoolExecutor", ())
+
+_start: Final = _Patch(threading.Thread, "start")
+_submit: Final = _Patch(ThreadPoolExecutor, "submit")
+_wrap(_start, _our_start)
+_wrap(_submit, _our_submit)
+
+
+def activate() -> None:
+    """
+    Patch threads and thread pools; a second call changes nothing.
+    """
+    global _on  # noqa: PLW0603 - one process, one switch
+    _on = True
+    _start.place()
+    _submit.place()
+
+
+def deactivate() -> None:
+    """
+    Leave threads and thread pools as they were found; a wrapper that somebody wrapped in turn stays and does nothing.
+    """
+    global _on  # noqa: PLW0603 - see activate
+    _on = False
+    _start.remove()
+    _submit.remove()
