@@ -4,7 +4,7 @@ VENV ?= .venv
 REQUIREMENTS ?= requirements/dev.txt
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo check test cov stack bench lock clean
+.PHONY: help setup demo check test cov stack bench soak lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,9 @@ stack: setup ## the real collector, Jaeger and servers
 
 bench: setup ## side by side with stock, CPU per request
 	$(BIN)/python benchmarks/side_by_side.py
+
+soak: setup ## a million log records from 5,000 concurrent requests; counts foreign ids
+	$(BIN)/python -m tests.integration.soak
 
 lock: ## renew the pinned requirements (needs uv)
 	uv pip compile pyproject.toml $(LOCK) --output-file requirements/dev.txt
