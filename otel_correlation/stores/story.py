@@ -5,7 +5,7 @@ What a trace says: the request that it began with, its spans as a tree, and the 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.stores.model import trace_to_json
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _FRAME: Final = re.compile(
     r'^[\s|+]*File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
 )
-# Frames of installed packages, of ours, of the standard library and of generated code are not the application's.
-_FOREIGN: Final = re.compile(r"[/\\](?:site-packages|dist-packages|otel_correlation|python\d\.\d+t?)[/\\]|^<")
+# Frames of installed packages, of ours, of the standard library, and of generated or compiled code are not the
+# application's.
+_FOREIGN: Final = re.compile(r"[/\\](?:site-packages|dist-packages|otel_correlation|python\d\.\d+t?)[/\\]|^<|\.pyx$")
 _HTTP_FAILURE: Final = 500
 
 
@@ -150,10 +151,22 @@ def _is_failed(span: Span) -> bool:
 
 
 def _exception_of(trace: Trace, span: Span, *, fatal: bool) -> Cause | None:
-    for own in _same_service_upwards(trace, span):
-        for attributes in _exceptions(own):
-            return _cause(own.service, {**_code(own.attributes), **attributes}, own.span_id, fatal=fatal)
-    return _logged(trace, span.service, fatal=fatal)
+    recorded = [(own, event) for own in _same_service_upwards(trace, span) for event in _exceptions(own)]
+    if not recorded:
+        return _logged(trace, span.service, fatal=fatal)
+    own, first = recorded[0]
+    why = _cause(own.service, {**_code(own.attributes), **first}, own.span_id, fatal=fatal)
+    if _own_frames(_text(first, "exception.stacktrace")):
+        return why
+    # The span of a library sees the library's frames only. What its exception became further up, or the line that
+    # logged it, knows where the application made the call.
+    told = [event for _, event in recorded[1:]] + [
+        line.attributes for line in trace.logs if line.service == own.service
+    ]
+    for stacktrace in (_text(attributes, "exception.stacktrace") for attributes in told):
+        if why.type.rpartition(".")[2] in stacktrace and (frames := _own_frames(stacktrace)):
+            return replace(why, place=_shown(frames[-1]))
+    return why
 
 
 def as_json(trace: Trace) -> dict[str, Json]:
@@ -212,17 +225,25 @@ def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
     """
     Return the application's last frame in ``stacktrace``, else where the code attributes point, else the last frame.
     """
-    frames = list(_FRAME.finditer(stacktrace))
-    own = [frame for frame in frames if not _FOREIGN.search(frame["file"])]
-    if own or (frames and "code.file.path" not in attributes):
-        frame = (own or frames)[-1]
-        function = f" in {frame['function']}" if frame["function"] else ""
-        return f"{frame['file']}:{frame['line']}{function}"
+    frames = _own_frames(stacktrace)
+    if not frames and "code.file.path" not in attributes:
+        frames = list(_FRAME.finditer(stacktrace))
+    if frames:
+        return _shown(frames[-1])
     file = _text(attributes, "code.file.path")
     if not file:
         return ""
     function = _text(attributes, "code.function.name")
     return f"{file}:{attributes.get('code.line.number', '?')}" + (f" in {function}" if function else "")
+
+
+def _own_frames(stacktrace: str) -> list[re.Match[str]]:
+    return [frame for frame in _FRAME.finditer(stacktrace) if not _FOREIGN.search(frame["file"])]
+
+
+def _shown(frame: re.Match[str]) -> str:
+    function = f" in {frame['function']}" if frame["function"] else ""
+    return f"{frame['file']}:{frame['line']}{function}"
 
 
 def _code(attributes: Mapping[str, Json]) -> dict[str, Json]:

@@ -63,6 +63,52 @@ def test_a_logged_exception_is_the_cause_when_no_span_recorded_it() -> None:
     assert (why.service, why.type, why.message) == ("inventory", "KeyError", "it broke")
 
 
+LIBRARY = """  File "/venv/lib/python3.11/site-packages/httpx/_transports/default.py", line 118, in map_exceptions
+  File "asyncpg/protocol/protocol.pyx", line 197, in bind_execute
+asyncpg.exceptions.UniqueViolationError: duplicate key value
+"""
+CHAINED = LIBRARY + "\nThe above exception was the direct cause of the following exception:\n\n" + STACK
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_librarys_exception_is_placed_where_the_application_called_it(*, logged: bool) -> None:
+    """
+    A library's span knows its own frames only; the exception that it became, on the SERVER span or in a line, knows the rest.
+    """
+    raised = exception(3, "asyncpg.exceptions.UniqueViolationError", "duplicate key value", LIBRARY)
+    became = exception(9, "sqlalchemy.exc.IntegrityError", "duplicate key value", CHAINED)
+    line = log(9, "inventory", "it broke", attributes=became.attributes)
+    why = cause(
+        trace(
+            span("a", "", "inventory", "POST /", "SERVER", (0, 10), failed=True, events=() if logged else (became,)),
+            span("b", "a", "inventory", "INSERT", "CLIENT", (1, 3), failed=True, events=(raised,)),
+            logs=(line,) if logged else (),
+        )
+    )
+    assert why is not None
+    assert (why.type, why.place, why.span_id) == (
+        "asyncpg.exceptions.UniqueViolationError",
+        "/srv/inventory.py:24 in days_left",
+        "b" * 16,
+    )
+
+
+def test_an_unrelated_exception_lends_no_place() -> None:
+    """
+    Where nothing of the application is known of an exception, its last frame is told, whatever else went wrong.
+    """
+    raised = exception(3, "asyncpg.exceptions.UniqueViolationError", "duplicate key value", LIBRARY)
+    other = exception(9, "ZeroDivisionError", "integer division or modulo by zero", STACK)
+    why = cause(
+        trace(
+            span("a", "", "inventory", "POST /", "SERVER", (0, 10), failed=True, events=(other,)),
+            span("b", "a", "inventory", "INSERT", "CLIENT", (1, 3), failed=True, events=(raised,)),
+        )
+    )
+    assert why is not None
+    assert why.place == "asyncpg/protocol/protocol.pyx:197 in bind_execute"
+
+
 def test_a_failure_without_an_exception_says_what_the_span_says() -> None:
     """
     A 503 by a return statement has no exception; the cause is the service, its status and its code attributes.
