@@ -37,8 +37,9 @@ class SmallBodies:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope.get("headers", ()))
-        if int(headers.get(b"content-length", b"0")) > 4096:
+        length = int(dict(scope.get("headers", ())).get(b"content-length", b"0"))
+        if length > 4096:
+            log.warning("refused a body of %d bytes", length)
             await JSONResponse({"detail": "an order is not that long"}, 413)(scope, receive, send)
         else:
             await self.app(scope, receive, send)

@@ -34,9 +34,10 @@ def post_worker_init(_worker: object) -> None:
     place. The worker then ends as on any SIGTERM: it finishes its other requests and sends what it has of telemetry.
     """
 
-    def abort(_number: int, _frame: FrameType | None) -> None:
+    def abort(_number: int, frame: FrameType | None) -> None:
         signal.raise_signal(signal.SIGTERM)
-        raise WorkerTimeout("blocked the event loop for longer than gunicorn's --timeout")
+        place = frame and f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        raise WorkerTimeout(f"{place} blocked the event loop for longer than gunicorn's --timeout")
 
     signal.signal(signal.SIGABRT, abort)
 

@@ -127,10 +127,16 @@ class System:
         self.start("nginx", program("nginx"), "-e", "stderr", "-c", config)
 
     def stop(self) -> None:
-        for process in reversed(self.processes.values()):
-            # PostgreSQL's own word for "end all sessions" is SIGINT; gunicorn's and nginx's for "finish them" is SIGTERM.
-            process.send_signal(signal.SIGINT if process is self.processes.get("postgres") else signal.SIGTERM)
-            process.wait()
+        """
+        End the services first, so that what they still have to say is stored, then what they stand on.
+        """
+        base = {"postgres", "viewer"} & self.processes.keys()
+        for names in (self.processes.keys() - base, base):
+            for name in names:
+                # PostgreSQL takes SIGINT for "end all sessions"; SIGTERM would wait for them.
+                self.processes[name].send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
+            for name in names:
+                self.processes[name].wait()
 
 
 def program(name: str) -> str:
