@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 
 _ACCESS: Final = "uvicorn.access"
-_SERVER: Final = "uvicorn"
+# Their own handlers, where they are as they come, give way to ours.
+_SERVERS: Final = ("uvicorn", "arq")
 # Top-level loggers whose handlers say nothing about the application: servers configure their own, SQLAlchemy adds one
-# for ``echo=True``, and OpenTelemetry's logging instrumentation has one for its own troubles.
+# for ``echo=True``, redis ("push_response") for every pub/sub, and OpenTelemetry's logging instrumentation has one for
+# its own troubles.
 _NOT_THE_APPLICATION: Final = frozenset(
-    {"uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "sqlalchemy", "opentelemetry"}
+    {
+        *("uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "arq"),
+        *("sqlalchemy", "push_response", "opentelemetry"),
+    }
 )
 # Their INFO (and DEBUG) lines hold whole URLs.
 _URL_LOGGERS: Final = ("httpx", "httpcore", "httpx2", "httpcore2")
@@ -38,6 +43,7 @@ _STOCK_FORMATS: Final = frozenset(
         "%(levelprefix)s %(message)s",
         '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s',
         "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+        "%(asctime)s: %(message)s",
         "%(message)s",
     }
 )
@@ -365,7 +371,7 @@ def _route(logger: logging.Logger, record: logging.LogRecord) -> bool:
     if not shown:
         ours.handle(record)  # as a handler on the root logger would
         return False
-    if not logger.name.startswith(_SERVER) or not all(_is_stock(handler) for handler in shown):
+    if not logger.name.startswith(_SERVERS) or not all(_is_stock(handler) for handler in shown):
         return False
     ours.handle(record)
     for handler in handlers:

@@ -227,7 +227,7 @@ def test_handlers_put_on_the_root_logger_by_assignment_take_over() -> None:
     assert out.getvalue() == ""
 
 
-@pytest.mark.parametrize("name", ["urllib3", "sqlalchemy.engine.Engine"])
+@pytest.mark.parametrize("name", ["urllib3", "sqlalchemy.engine.Engine", "push_response", "arq"])
 def test_a_librarys_handler_is_no_configuration(name: str) -> None:
     """
     A ``NullHandler`` of a library, or SQLAlchemy's own for ``echo=True``, does not take the lines away.
