@@ -67,6 +67,7 @@ with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(nam
 from otel_correlation import clients, export, propagators, sampling, tasks  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
+from otel_correlation.tasks import celery  # noqa: E402
 
 # Our name among the entry points of the distributions.
 _NAME: Final = "otel_correlation"
@@ -266,6 +267,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
+        celery.watch(_announce)
         if instrument:
             _instrument_everything()
         _state.pending += problems
