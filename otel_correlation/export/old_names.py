@@ -27,7 +27,7 @@ _BOTH: Final = {
 OLD_NAMES: Final[dict[SpanKind, dict[str, tuple[str, ...]]]] = {
     SpanKind.SERVER: {
         **_BOTH,
-        "server.address": ("http.host", "http.server_name", "net.host.name"),
+        "server.address": ("net.host.name",),
         "server.port": ("net.host.port",),
         "client.address": ("net.peer.ip", "http.client_ip"),
         "client.port": ("net.peer.port",),
@@ -56,9 +56,11 @@ def _composed(attributes: Mapping[str, Any]) -> dict[str, Any]:
     old = {"http.target": path}
     scheme, host, port = (attributes.get(name) for name in ("url.scheme", "server.address", "server.port"))
     if scheme and host:
-        default = {"http": 80, "https": 443}.get(scheme)
+        default = {"http": 80, "https": 443, "ws": 80, "wss": 443}.get(scheme)
         shown = f"[{host}]" if ":" in host else host
-        old["http.url"] = f"{scheme}://{shown}{'' if port in (None, default) else f':{port}'}{target}"
+        authority = shown if port in (None, default) else f"{shown}:{port}"
+        old["http.url"] = f"{scheme}://{authority}{target}"
+        old["http.host"] = old["http.server_name"] = authority
     return old
 
 
