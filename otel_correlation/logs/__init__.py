@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_correlation.logs import output, record
+from otel_correlation.logs import foreign, output, record
+from otel_correlation.logs.lines import JsonLines
 from otel_correlation.logs.output import active, settle, startup_line, summary
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from otel_correlation.settings import Settings
 
-__all__ = ["active", "install", "otlp_handler", "settle", "startup_line", "summary", "uninstall"]
+__all__ = ["JsonLines", "active", "install", "otlp_handler", "settle", "startup_line", "summary", "uninstall"]
 
 
 def install(settings: Settings) -> None:
@@ -23,12 +24,14 @@ def install(settings: Settings) -> None:
     """
     record.install(settings)
     output.install(settings)
+    foreign.watch()
 
 
 def uninstall() -> None:
     """
     Leave ``logging`` as it was found.
     """
+    foreign.unwatch()
     output.uninstall()
     record.uninstall()
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
-from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS
+from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, seams
 from otel_correlation.policy import redact_query, scrub
+from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from otel_correlation.logs.presets import Names
 
 # What logging itself puts on a record (taskName from Python 3.12 on), and what uvicorn adds for its own formatter.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
@@ -65,6 +69,9 @@ def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> st
         record: The record.
         query_values: Which query values stay in uvicorn's lines about requests, as in ``Settings.query_values``.
     """
+    event = event_of(record)
+    if event is not None:
+        return text_of(next((event[name] for name in _EVENT_TEXT if name in event), ""))
     try:
         if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple) and record.args:
             return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
@@ -84,8 +91,12 @@ def record_exception(record: logging.LogRecord) -> str:
     """
     Return the traceback that belongs to ``record``, or an empty text.
     """
-    if isinstance(record.exc_info, tuple):
-        return exception_text(record.exc_info)
+    exc_info = exc_info_of(record)
+    if exc_info is not None:
+        return exception_text(exc_info)
+    event = event_of(record)
+    if event is not None and isinstance(event.get("exception"), str):
+        return scrub(event["exception"])
     # A record that went through a queue or a socket has only the text.
     return scrub(record.exc_text) if record.exc_text else ""
 
@@ -94,7 +105,59 @@ def extras_of(record: logging.LogRecord) -> dict[str, Any]:
     """
     Return what ``extra`` and ``bind`` put on ``record``, in their order.
     """
-    return {str(name): value for name, value in list(record.__dict__.items()) if name not in _NOT_EXTRA}
+    found = {str(name): value for name, value in list(record.__dict__.items()) if name not in _NOT_EXTRA}
+    if "_name" in found and (event := event_of(record)) is not None:
+        del found["_name"], found["_logger"]
+        found |= {str(name): value for name, value in event.items() if name not in _NOT_EVENT}
+        if isinstance(event.get("exception"), list):  # structlog's dict_tracebacks
+            found["exception"] = event["exception"]
+    nested = found.get("extra")
+    if isinstance(nested, dict) and seams.names.keys[semconv.TRACE_FLAGS] in nested:  # loguru's sink for handlers
+        del found["extra"]
+        ours = seams.names.id_keys.union(seams.names.tags)
+        found = {str(name): value for name, value in nested.items() if name not in ours} | found
+    return found
+
+
+# What structlog's wrap_for_formatter leaves on a record, beside the event in place of its message.
+_WRAPPED: Final = ("_name", "_logger")
+_EVENT_TEXT: Final = ("event", "message", "msg")
+_NOT_EVENT: Final = frozenset(
+    {*_EVENT_TEXT, *FIELDS, "exc_info", "exception", "stack_info", "level", "logger", "timestamp", "_record"}
+    | {"_from_structlog"}
+)
+
+
+def event_of(record: logging.LogRecord) -> dict[str, Any] | None:
+    """
+    Return structlog's event where ``record`` carries one for its ``ProcessorFormatter``, else None.
+    """
+    event = record.msg
+    if type(event) is dict and all(name in record.__dict__ for name in _WRAPPED):
+        return event
+    return None
+
+
+def exc_info_of(
+    record: logging.LogRecord,
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    """
+    Return the exception of ``record``, or None.
+    """
+    if isinstance(record.exc_info, tuple):
+        return record.exc_info if record.exc_info[0] is not None else None
+    event = event_of(record)
+    return None if event is None else resolved(event.get("exc_info"))
+
+
+def resolved(given: object) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    """
+    Return what ``exc_info=`` may be given as a tuple, or None where it names no exception.
+    """
+    if isinstance(given, BaseException):
+        return type(given), given, given.__traceback__
+    found: Any = given if isinstance(given, tuple) else sys.exc_info() if given else None
+    return found if found is not None and len(found) == 3 and isinstance(found[1], BaseException) else None
 
 
 def text_of(value: object) -> str:
@@ -170,11 +233,18 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=t
 class JsonLines(logging.Formatter):
     """
     One JSON object on one line (RFC 8259), fields in a fixed order, empty ones left out.
+
+    An application that configures logging itself can name it: ``"()": "otel_correlation.logs.JsonLines"``.
+
+    Args:
+        query_values: Which query values stay in uvicorn's lines about requests, as in ``Settings.query_values``.
+        names: What fields are called; what the settings say if None.
     """
 
-    def __init__(self, query_values: str = "sensitive") -> None:
+    def __init__(self, query_values: str = "sensitive", names: Names | None = None) -> None:
         super().__init__()
         self._query_values = query_values
+        self._names = names
         self._clock = _Clock()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -182,35 +252,52 @@ class JsonLines(logging.Formatter):
         Return the line of ``record``; never raises.
         """
         found = record.__dict__
+        names = self._names or seams.names
+        keys = names.keys
         line: dict[str, Any] = {
-            "timestamp": self._clock.utc(record.created),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": message_of(record, self._query_values),
+            keys["timestamp"]: self._clock.utc(record.created),
+            keys["level"]: record.levelname if names.level is None else names.level(record),
         }
-        for name in FIELDS:
+        if names.head:  # ECS wants the message third
+            line[keys["message"]] = message_of(record, self._query_values)
+            line |= names.head
+            line[keys["logger"]] = record.name
+        else:
+            line[keys["logger"]] = record.name
+            line[keys["message"]] = message_of(record, self._query_values)
+        for name, key, write in names.ids:
             value = found.get(name)
             if value is not None and value != "":
-                line[name] = value
-        for name, value in extras_of(record).items():
-            key = name
-            while key in line or key in _LAST:
-                key = "extra." + key
-            line[key] = value
+                line[key] = value if write is None or type(value) is not str else write(value)
+        if names.tags:
+            line |= names.tags
+        extras = extras_of(record)
+        if extras:
+            if names.summary is not None and record.name == SUMMARY_LOGGER:
+                extras = names.summary(extras, record)
+            last = (keys["exception"], keys["stack"])
+            for name, value in extras.items():
+                key = name
+                # One that has the shown name of an id is the user's own and wins, as it does on the record.
+                while (key in line and key not in names.id_keys) or key in last:
+                    key = "extra." + key
+                line[key] = value
         error = record_exception(record)
         if error:
-            line["exception"] = error
+            exc_info = None if names.error is None else exc_info_of(record)
+            if names.error is not None and exc_info is not None:
+                kind, text = names.error
+                line[kind] = class_name(exc_info[0])
+                line[text] = scrub(text_of(exc_info[1]))
+            line[keys["exception"]] = error
         if record.stack_info:
-            line["stack"] = record.stack_info
+            line[keys["stack"]] = record.stack_info
         try:
             text = _encode(line)
         except Exception:  # noqa: BLE001 - a cycle, NaN, a key that is no text, a number of 5000 digits
             text = _encode({name: plain(value) for name, value in line.items()})
         # json has escaped everything below U+0020; what else could end a line or change the screen follows.
         return text if text.isascii() and "\x7f" not in text else _UNSAFE.sub(_json_escape, text)
-
-
-_LAST: Final = ("exception", "stack")
 
 
 def _json_escape(found: re.Match[str]) -> str:

@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
 from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
-from otel_correlation.logs.record import FIELDS
+from otel_correlation.logs.record import FIELDS, seams
 from otel_correlation.policy import scrub
 from otel_correlation.tracer import class_name
 
@@ -82,6 +82,12 @@ class Export:
         if isinstance(provider, ProxyLoggerProvider):
             provider = get_logger_provider()
         return provider is self._provider
+
+    def skip(self, record: logging.LogRecord) -> None:
+        """
+        Count ``record`` as emitted.
+        """
+        self._seen(record)
 
     def _emit(self, record: logging.LogRecord) -> None:
         context = get_current()
@@ -182,7 +188,10 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
     request = found.get(semconv.REQUEST_ID)
     if request:
         attributes[semconv.REQUEST_ID] = _value(request)
+    shown = seams.names.id_keys
     for name, value in lines.extras_of(record).items():
+        if name in shown:  # structlog and loguru have the ids under the preset's names
+            continue
         if len(attributes) >= _ATTRIBUTES:
             guard.count("log_attributes_dropped")
             break
@@ -196,13 +205,14 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
         attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
         if record.funcName:
             attributes[code_attributes.CODE_FUNCTION_NAME] = _utf8(record.funcName)
-    if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
-        kind, error, _ = record.exc_info
+    exc_info = lines.exc_info_of(record)
+    if exc_info is not None:
+        kind, error, _ = exc_info
         attributes[exception_attributes.EXCEPTION_TYPE] = class_name(kind)
         attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(scrub(lines.text_of(error)))
-        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(record.exc_info))
-    elif record.exc_text:
-        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.record_exception(record))
+        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(exc_info))
+    elif text := lines.record_exception(record):
+        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(text)
     return attributes
 
 

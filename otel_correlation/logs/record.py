@@ -18,10 +18,14 @@ from opentelemetry.context import get_current
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, semconv
+from otel_correlation.logs.presets import FIELDS as _FIELDS
+from otel_correlation.logs.presets import PLAIN, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import local
 
+    from otel_correlation.logs.presets import Names
     from otel_correlation.settings import Settings
 
 # What contrib's logging instrumentation puts on records (its own names, its own values for "none").
@@ -36,7 +40,7 @@ _SPAN_ID: Final = semconv.SPAN_ID
 _TRACE_FLAGS: Final = semconv.TRACE_FLAGS
 _REQUEST_ID: Final = semconv.REQUEST_ID
 _SERVICE_NAME: Final = semconv.SERVICE_NAME
-FIELDS: Final = (_TRACE_ID, _SPAN_ID, _TRACE_FLAGS, _REQUEST_ID, _SERVICE_NAME)
+FIELDS: Final = _FIELDS
 _NO_TRACE: Final = ("", "", "")
 _MEMO_SIZE: Final = 64
 _ASGI_CORRELATION_ID: Final = "asgi_correlation_id"
@@ -91,6 +95,22 @@ class _Fields:
             # That package's own filter puts None outside of a request.
             default(CORRELATION_ID, request or None)
 
+    def now(self, error: BaseException | None = None) -> tuple[tuple[str, str, str, str, str], dict[str, Any]]:
+        """
+        Return what ``put`` would put on a record: the five values and the bound fields, for loggers with no record.
+        """
+        context = get_current()
+        found = context.get(_IDENTITY)
+        span: Any = context.get(_SPAN)
+        trace = _NO_TRACE if span is None else self.memo.get(span) or self._text(span)
+        if isinstance(found, identity.Identity):
+            return (*trace, found.request_id, self.service_name), found.fields
+        if error is not None and trace is _NO_TRACE:
+            left = identity.stashed(error)
+            if left is not None:
+                return (*left, self.service_name), {}
+        return (*trace, "", self.service_name), {}
+
     def _text(self, span: Any) -> tuple[str, str, str]:
         span_context = span.get_span_context()
         if not span_context.trace_id:
@@ -122,13 +142,18 @@ class Exports(Protocol):
         """
         ...
 
+    def skip(self, record: logging.LogRecord) -> None:
+        """
+        Count ``record`` as sent: whoever made it from another logger's line has sent that line.
+        """
+
 
 class _Seams:
     """
     What is active now: the wrappers below stay pass-through while these are None.
     """
 
-    __slots__ = ("export", "fields", "reconsider", "route")
+    __slots__ = ("adopt", "export", "fields", "handling", "names", "reconsider", "route")
 
     def __init__(self) -> None:
         self.fields: _Fields | None = None
@@ -137,6 +162,11 @@ class _Seams:
         self.route: Callable[[logging.Logger, logging.LogRecord], bool] | None = None
         # Called when a logger got a handler.
         self.reconsider: Callable[[logging.Logger, logging.Handler], None] | None = None
+        # Called with a record that another logger's sink made, before it gets its fields.
+        self.adopt: Callable[[logging.LogRecord], None] | None = None
+        # Its ``record`` is what a handler of this thread is busy with; somebody wants to know.
+        self.handling: local | None = None
+        self.names: Names = PLAIN
 
 
 seams: Final = _Seams()
@@ -159,40 +189,48 @@ def enrich(record: logging.LogRecord) -> None:
             record.__dict__.setdefault(name, "")
 
 
-class _Patch:
+class Patch:
     """
     One wrapped method, and what it wraps.
     """
 
-    __slots__ = ("name", "original", "ours", "owner", "placed")
+    __slots__ = ("found", "name", "original", "ours", "owner", "placed")
 
     def __init__(self, owner: type, name: str) -> None:
         self.owner = owner
         self.name = name
         self.original: Any = getattr(owner, name)
+        # As it stands in the class, which is not what reading it there gives: a static method, a wrapt wrapper.
+        self.found: Any = owner.__dict__[name]
         self.ours: Any = None
         self.placed = False
 
     def place(self) -> None:
+        """
+        Put ours there.
+        """
         # Still placed after an uninstall: somebody wrapped ours in turn, so it is called and must not wrap itself.
         if not self.placed:
-            found = getattr(self.owner, self.name)
+            found = self.owner.__dict__[self.name]
             if found is not self.ours:  # it is ours when whoever wrapped it has put it back since
-                self.original = found
+                self.original, self.found = getattr(self.owner, self.name), found
                 setattr(self.owner, self.name, self.ours)
             self.placed = True
 
     def remove(self) -> None:
-        if self.placed and getattr(self.owner, self.name) is self.ours:
-            setattr(self.owner, self.name, self.original)
+        """
+        Put back what was there, unless somebody has wrapped ours in turn.
+        """
+        if self.placed and self.owner.__dict__[self.name] is self.ours:
+            setattr(self.owner, self.name, self.found)
             self.placed = False
 
 
-_logger_handle: Final = _Patch(logging.Logger, "handle")
-_call_handlers: Final = _Patch(logging.Logger, "callHandlers")
-_add_handler: Final = _Patch(logging.Logger, "addHandler")
-_handler_handle: Final = _Patch(logging.Handler, "handle")
-_format: Final = _Patch(logging.Formatter, "format")
+_logger_handle: Final = Patch(logging.Logger, "handle")
+_call_handlers: Final = Patch(logging.Logger, "callHandlers")
+_add_handler: Final = Patch(logging.Logger, "addHandler")
+_handler_handle: Final = Patch(logging.Handler, "handle")
+_format: Final = Patch(logging.Formatter, "format")
 _PATCHES: Final = (_logger_handle, _call_handlers, _add_handler, _handler_handle, _format)
 
 # The rarest of the five in user code: a record that has it was seen by us.
@@ -224,11 +262,22 @@ def _our_add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
 
 def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any:
     if _SEEN not in record.__dict__:  # made by hand and given to a handler
+        adopt = seams.adopt
+        if adopt is not None:
+            adopt(record)
         enrich(record)
     export = seams.export
     if export is not None and export.doubles(self):
         return False
-    return _handler_handle.original(self, record)
+    handling = seams.handling
+    if handling is None:
+        return _handler_handle.original(self, record)
+    before = getattr(handling, "record", None)
+    handling.record = record
+    try:
+        return _handler_handle.original(self, record)
+    finally:
+        handling.record = before
 
 
 def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:
@@ -237,8 +286,11 @@ def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:
     return _format.original(self, record)
 
 
-def _wrap(patch: _Patch, ours: Any) -> None:
+def _wrap(patch: Patch, ours: Any) -> None:
     patch.ours = functools.update_wrapper(ours, patch.original)
+    # Handlers look for the caller by walking up until a frame is not of this file (loguru's recipe for intercepting
+    # logging does): ours are frames of logging to them.
+    ours.__code__ = ours.__code__.replace(co_filename=logging.__file__)
 
 
 _wrap(_logger_handle, _our_logger_handle)
@@ -253,6 +305,7 @@ def install(settings: Settings) -> None:
     Put the fields on every record from now on; a second call changes only the settings.
     """
     seams.fields = _Fields(settings)
+    seams.names = build(settings)
     for patch in _PATCHES:
         patch.place()
 
@@ -262,5 +315,6 @@ def uninstall() -> None:
     Leave ``logging`` as it was found; a wrapper that somebody wrapped in turn stays and does nothing.
     """
     seams.fields = seams.export = seams.route = seams.reconsider = None
+    seams.names = PLAIN
     for patch in _PATCHES:
         patch.remove()

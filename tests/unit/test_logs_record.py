@@ -285,23 +285,31 @@ def test_contribs_names_are_not_there_otherwise(logger: logging.Logger) -> None:
     """
     kept = keep(logger)
     logger.info("hello")
-    assert not [name for name in kept.records[0].__dict__ if name.startswith("otel") or name == "correlation_id"]
+    assert not [name for name in kept.records[0].__dict__ if name.startswith("otel")]
 
 
-def test_formats_of_asgi_correlation_id_keep_working(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("installed", [True, False])
+def test_formats_of_asgi_correlation_id_keep_working(
+    installed: bool, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
-    ``%(correlation_id)s`` shows the request id where asgi-correlation-id is installed.
+    ``%(correlation_id)s`` shows the request id where asgi-correlation-id is installed, and only there.
     """
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: object() if "asgi_corr" in name else find(name, *rest)
-    )
+
+    def found(name: str, *rest: Any) -> Any:
+        return (object() if installed else None) if name == "asgi_correlation_id" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
     logs.install(SETTINGS)
-    kept = keep(logger, logging.Formatter("%(correlation_id)s"))
+    kept = keep(logger, logging.Formatter("%(correlation_id)s") if installed else None)
     with request():
         logger.info("hello")
     logger.info("hello")
-    assert kept.lines == ["order-7", "None"]
+    assert [record.__dict__.get("correlation_id", "none") for record in kept.records] == (
+        ["order-7", None] if installed else ["none", "none"]
+    )
+    assert kept.lines == (["order-7", "None"] if installed else ["hello", "hello"])
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
