@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
-from otel_correlation.edge._record import call_hook, finish, leave
+from otel_correlation.edge._record import call_hook, comes_from, finish, leave
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 
@@ -80,7 +80,10 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
     try:
         await app(scope, inner_receive, inner_send)
     except BaseException as error:
-        record.error = error
+        if isinstance(error, OSError) and comes_from(error, send):
+            record.disconnected = True
+        else:
+            record.error = error
         if not record.status:
             record.status = 500
         identity.stash(error)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from otel_correlation.identity import Identity
-    from otel_correlation.policy import HeaderCapture, Patterns
+    from otel_correlation.policy import HeaderCapture, Patterns, Trust
     from otel_correlation.settings import Settings
     from otel_correlation.tracer import Tracer
 
@@ -76,6 +76,7 @@ class ServerConfig:
         client_response_hook: Called with a send span, the scope and the message.
         receive_spans: Whether ``http receive`` spans are made.
         send_spans: Whether ``http send`` spans are made.
+        trust: Whose ids are continued; everybody's if None.
         look_up: Finds the route of a request that middleware answered before the router saw it.
     """
 
@@ -91,6 +92,7 @@ class ServerConfig:
     client_response_hook: Hook | None = None
     receive_spans: bool = False
     send_spans: bool = False
+    trust: Trust | None = None
     look_up: Callable[[Scope], str | None] | None = None
     id_names: frozenset[bytes] = field(init=False)
     wanted: frozenset[bytes] = field(init=False)
@@ -132,6 +134,7 @@ class Record:
         disconnected: Whether the client went away before that.
         reused: Whether the reuse guard refused the request id as a root.
         refused: Whether a request id was refused.
+        caller_id: The valid request id of a caller that is not trusted.
         endpoint: The route that was matched.
         answered: The exception behind a 5xx that an exception handler of the application made, and its traceback.
         invalid: What a validation error says, ``location: type`` each.
@@ -146,6 +149,7 @@ class Record:
     disconnected = False
     reused = False
     refused = False
+    caller_id: str | None = None
     finished_ns = 0
     endpoint: Any = None
     answered: tuple[BaseException, TracebackType | None] | None = None
@@ -239,6 +243,8 @@ def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -
         values[semconv.REUSED_REQUEST_ID] = True
     if record.refused:
         values[semconv.REFUSED_REQUEST_ID] = True
+    if record.caller_id is not None:
+        values[semconv.CALLER_REQUEST_ID] = record.caller_id
     return values
 
 
@@ -360,6 +366,19 @@ def record_error(span: Span, error: BaseException) -> None:
         # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
         span.set_attribute(error_attributes.ERROR_TYPE, type(error).__qualname__)
         span.set_status(StatusCode.ERROR)
+
+
+def comes_from(error: BaseException, send: Send) -> bool:
+    """
+    Tell whether the server's own ``send`` raised, as ASGI 2.4 has it do when the client is gone.
+    """
+    code = getattr(getattr(send, "__func__", send), "__code__", None)
+    at = error.__traceback__
+    while at is not None and code is not None:
+        if at.tb_frame.f_code is code:
+            return True
+        at = at.tb_next
+    return False
 
 
 def call_hook(span: Span, hook: Hook, *arguments: Any) -> None:
