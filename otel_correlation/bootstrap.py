@@ -259,7 +259,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
         if not settings.sdk_disabled and not by_file:
-            resource = _resource(auto_version)
+            resource = _resource(settings, auto_version)
             _start_metrics(settings, resource, problems)
             _start_traces(settings, resource, problems)
             _start_logs(settings, resource, problems)
@@ -355,11 +355,13 @@ def _apply(before: Settings, wanted: Settings) -> None:
     tasks.activate(_current_settings, start_child)
 
 
-def _resource(auto_version: str | None) -> Resource:
+def _resource(settings: Settings, auto_version: str | None) -> Resource:
     attributes = {
         "telemetry.distro.name": semconv.DISTRO_NAME,
         "telemetry.distro.version": __version__,
     }
+    if settings.service_name:  # from the environment, or passed in code
+        attributes["service.name"] = settings.service_name
     if auto_version:
         attributes["telemetry.auto.version"] = auto_version
     return Resource.create(attributes)

@@ -223,6 +223,23 @@ assert "x-correlation-id" in TestClient(FastAPI()).get("/").headers
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_service_name_in_code_is_the_resources() -> None:
+    """
+    ``bootstrap(service_name=...)`` names the service on its spans, not only in its lines.
+    """
+    script = """
+import otel_correlation
+otel_correlation.bootstrap(service_name="shop", traces_exporters=())
+from opentelemetry import trace
+print(trace.get_tracer_provider().resource.attributes["service.name"])
+"""
+    environment = clean_environment(OTEL_SERVICE_NAME="of-the-environment")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "shop", done.stdout + done.stderr
+
+
 def test_a_random_seed_of_the_application_repeats_no_trace_id() -> None:
     """
     random.seed(42) in the application does not make two processes mint the same ids.
