@@ -59,12 +59,13 @@ class _Slot:
     A given trace id that exactly one root span may take.
     """
 
-    __slots__ = ("random", "taken", "trace_id")
+    __slots__ = ("forced", "random", "taken", "trace_id")
 
-    def __init__(self, trace_id: int, *, random: bool) -> None:
-        self.trace_id = trace_id
+    def __init__(self, trace_id: int | None, *, random: bool, forced: bool) -> None:
+        self.trace_id = trace_id or 0
+        self.forced = forced
         self.random = random
-        self.taken = False
+        self.taken = trace_id is None
 
 
 _slot: ContextVar[_Slot | None] = ContextVar("otel_correlation_given_trace_id", default=None)
@@ -129,26 +130,36 @@ def was_given() -> bool:
     return slot is not None and slot.taken and not slot.random
 
 
+def was_forced() -> bool:
+    """
+    Tell whether the span that starts now is to be sampled whatever the ratio.
+    """
+    slot = _slot.get()
+    return slot is not None and slot.forced
+
+
 class given_trace_id:  # noqa: N801 - a context manager that reads like a phrase
     """
     Give the next root span that starts inside the block this trace id; the user's own new roots never see it.
 
     Args:
-        trace_id: The trace id.
+        trace_id: The trace id; None for a span with a parent.
         random: Whether it was minted, not taken from a request id.
+        forced: Whether our sampler samples the span whatever the ratio.
     """
 
-    __slots__ = ("_random", "_token", "_trace_id")
+    __slots__ = ("_forced", "_random", "_token", "_trace_id")
 
-    def __init__(self, trace_id: int, *, random: bool = False) -> None:
+    def __init__(self, trace_id: int | None, *, random: bool = False, forced: bool = False) -> None:
         self._trace_id = trace_id
+        self._forced = forced
         self._random = random
 
     def __enter__(self) -> None:
         """
         Fill the slot.
         """
-        self._token = _slot.set(_Slot(self._trace_id, random=self._random))
+        self._token = _slot.set(_Slot(self._trace_id, random=self._random, forced=self._forced))
 
     def __exit__(self, *exc_info: object) -> None:
         """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import get_current_span
 
-from otel_correlation.ids import was_given
+from otel_correlation.ids import was_forced, was_given
 from otel_correlation.propagators import TraceState
 
 if TYPE_CHECKING:
@@ -92,6 +92,18 @@ def _with_ot(state: ApiTraceState | None, member: str) -> ApiTraceState | None:
         return TraceState([(_KEY, member)]) if member else state
     ours = state if isinstance(state, TraceState) else TraceState(list(state.items()))
     return ours.with_member(_KEY, member) if member else ours.without(_KEY)
+
+
+def without_threshold(state: ApiTraceState | None) -> ApiTraceState | None:
+    """
+    Return the tracestate of a span that was sampled although its randomness says no.
+
+    How many others it stands for is unknown then, and no threshold says so (specification: adjusted count).
+    """
+    if not state or _KEY not in state:
+        return state
+    _, rv, rest = _parse(state[_KEY])
+    return _with_ot(state, _format(None, rv, rest))
 
 
 class RatioSampler(Sampler):
@@ -180,6 +192,8 @@ class RatioSampler(Sampler):
         found = get_current_span(parent_context).get_span_context()
         parent = found if found.is_valid else None
         kept, state = self.decide(parent, trace_id, given=parent is None and was_given())
+        if not kept and was_forced():
+            kept, state = True, without_threshold(state)
         return SamplingResult(Decision.RECORD_AND_SAMPLE if kept else Decision.DROP, attributes, state)
 
     def get_description(self) -> str:

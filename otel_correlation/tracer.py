@@ -28,7 +28,7 @@ from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
 from otel_correlation.policy import scrub
-from otel_correlation.sampling import RatioSampler
+from otel_correlation.sampling import RatioSampler, without_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -326,6 +326,7 @@ class Tracer:
         minted: bool = False,
         links: Sequence[Link] = (),
         start_time: int | None = None,
+        forced: bool = False,
     ) -> trace_api.Span:
         """
         Start a span.
@@ -340,6 +341,7 @@ class Tracer:
             minted: Whether ``trace_id`` is random, and not taken from a request id.
             links: Valid links.
             start_time: Nanoseconds since the epoch; now if None.
+            forced: Whether our sampler samples it whatever the ratio; a third party's decides as it does.
         """
         provider = self._fixed or trace_api.get_tracer_provider()
         sdk = self._sdk
@@ -350,7 +352,7 @@ class Tracer:
             self._resolve(provider)
         sampler = self._sampler
         if sampler is None or not self._sdk._tracer_config.is_enabled:
-            return self._start_plain(name, kind, context, attributes, trace_id, minted, links, start_time)
+            return self._start_plain(name, kind, context, attributes, trace_id, minted, links, start_time, forced)
         parent_span: Any = context.get(_SPAN_KEY)
         parent: SpanContext | None = None if parent_span is None else parent_span.get_span_context()
         if parent is None or not parent.is_valid:
@@ -365,6 +367,8 @@ class Tracer:
             chosen = parent.trace_id
             random_bit = parent.trace_flags & 2
         sampled, state = sampler.decide(parent, chosen, given=given)
+        if forced and not sampled:
+            sampled, state = True, without_threshold(state)
         span_context = SpanContext(chosen, random_span_id(), False, _FLAGS[random_bit | sampled], state)
         if not sampled:
             return NonRecordingSpan(span_context)
@@ -384,14 +388,15 @@ class Tracer:
         minted: bool,  # noqa: FBT001 - private, as the caller has it
         links: Sequence[Link],
         start_time: int | None,
+        forced: bool,  # noqa: FBT001
     ) -> trace_api.Span:
         values = attributes if isinstance(attributes, dict) else attributes()
         found = identity.get_from(context)
         if found is not None:
             values[semconv.REQUEST_ID] = found.request_id
-        if trace_id is None:
+        if trace_id is None and not forced:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
-        with given_trace_id(trace_id, random=minted):
+        with given_trace_id(trace_id, random=minted, forced=forced):
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 

@@ -88,16 +88,14 @@ def traceparent(span: Any) -> str:
 
 
 @contextmanager
-def attempts(
-    probe: Probe, *, outbound: Any = None, environ: dict[str, str] | None = None, **options: Any
-) -> Iterator[Probe]:
+def attempts(probe: Probe, *, environ: dict[str, str] | None = None, **options: Any) -> Iterator[Probe]:
     """
     Trace every client of both libraries inside the block, and leave everything as it was.
     """
     settings = from_environment(environ or {})
     before = propagate.get_global_textmap()
     propagate.set_global_textmap(propagators.build(settings))
-    clients.activate(lambda: settings, outbound=outbound)
+    clients.activate(lambda: settings)
     try:
         for instrumentor in INSTRUMENTORS.values():
             instrumentor().instrument(tracer_provider=probe.provider, skip_dep_check=True, **options)

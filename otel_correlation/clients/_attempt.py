@@ -37,12 +37,10 @@ if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Span, SpanContext
 
-    from otel_correlation.policy import HeaderCapture
+    from otel_correlation.policy import HeaderCapture, Outbound
     from otel_correlation.settings import Settings
     from otel_correlation.tracer import Tracer
 
-    # Tells for a URL whether traceparent, baggage and request id may leave (contract point 4).
-    Outbound = Callable[[Any], tuple[bool, bool, bool]]
     # Raw name, lower-case name and value of one header.
     _Entry = tuple[bytes, bytes, bytes]
 
@@ -79,7 +77,7 @@ class ClientConfig:
         on_response: Called with span, request and response.
         on_async_request: As ``on_request``, awaited, for asynchronous clients.
         on_async_response: As ``on_response``, awaited, for asynchronous clients.
-        outbound: The policy by URL; everything leaves if None.
+        outbound: Tells for a URL whether traceparent, baggage and request id may leave; everything may if None.
         options: The keyword arguments that all this was built from.
     """
 

@@ -31,7 +31,7 @@ from otel_correlation.clients._seams import (
     send_async,
 )
 from otel_correlation.guard import ConfigError
-from otel_correlation.policy import HeaderCapture
+from otel_correlation.policy import HeaderCapture, outbound_for
 from otel_correlation.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from otel_correlation.clients._attempt import Outbound
     from otel_correlation.settings import Settings
 
 SCOPE_NAME: Final = "otel_correlation.client"
@@ -59,7 +58,6 @@ class _Plug:
     def __init__(self) -> None:
         self.contrib: Any = None
         self.settings: Callable[[], Settings] | None = None
-        self.outbound: Outbound | None = None
         self.libraries: dict[int, Library] = {}
         self._originals: list[tuple[Any, str, Any]] = []
 
@@ -86,17 +84,15 @@ class _Plug:
 _plug = _Plug()
 
 
-def activate(settings: Callable[[], Settings], *, outbound: Outbound | None = None) -> None:
+def activate(settings: Callable[[], Settings]) -> None:
     """
     Put our attempts under contrib's httpx instrumentation; idempotent, reversible, nothing without httpx and httpx2.
 
     Args:
         settings: Called whenever something is instrumented.
-        outbound: Tells for a URL whether traceparent, baggage and request id may leave; everything may if None.
     """
     again = _plug.settings is not None
     _plug.settings = settings
-    _plug.outbound = outbound
     if again:
         return
     # httpx and httpx2 are imported by it, where they are installed.
@@ -169,7 +165,6 @@ def deactivate() -> None:
     _plug.restore()
     _plug.libraries.clear()
     _plug.settings = None
-    _plug.outbound = None
     end_dropped()
 
 
@@ -226,7 +221,9 @@ def _config(**options: Any) -> ClientConfig:
         on_response=_response_hook(hooks[1], is_async=False),
         on_async_request=_request_hook(hooks[2], is_async=True),
         on_async_response=_response_hook(hooks[3], is_async=True),
-        outbound=_plug.outbound,
+        outbound=outbound_for(
+            settings.edge, settings.outbound_traceparent, settings.outbound_baggage, settings.outbound_request_id
+        ),
         options=options,
     )
 

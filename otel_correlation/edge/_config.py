@@ -13,8 +13,9 @@ from opentelemetry.metrics._internal import _ProxyMeterProvider
 from starlette.routing import Match
 
 from otel_correlation.edge._metrics import ServerMetrics
+from otel_correlation.edge._peer import keep_socket_peers
 from otel_correlation.edge._record import ServerConfig
-from otel_correlation.policy import HeaderCapture, Patterns
+from otel_correlation.policy import HeaderCapture, Patterns, trust_for
 from otel_correlation.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
     on_send = options.get("client_response_hook")
     meter_provider = options.get("meter_provider") or metrics_api.get_meter_provider()
     has_meter = not isinstance(meter_provider, metrics_api.NoOpMeterProvider | _ProxyMeterProvider)
+    trust = trust_for(settings.edge, settings.trusted_networks, settings.trusted_proxies, settings.force_sample_header)
+    if trust is not None:
+        keep_socket_peers()
     ours = ("tracecontext", "baggage", "xrequestid")
     return ServerConfig(
         settings=settings,
@@ -61,6 +65,7 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
         # Unset means none, unless a hook asks for the span that it is called with; [] means contrib's.
         receive_spans=on_receive is not None if left_out is None else "receive" not in left_out,
         send_spans=on_send is not None if left_out is None else "send" not in left_out,
+        trust=trust,
         look_up=_look_up,
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, get_current_span
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, get_current_span
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, ids, propagators, semconv
@@ -21,6 +21,8 @@ from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otel_correlation.edge._record import Scope, ServerConfig
 
 
@@ -68,6 +70,16 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         parent, values = _extract(config, found) if ours else _extract_foreign(scope)
     if found and not config.id_names.isdisjoint(found):
         received = _received_id(config, record, found)
+    trust = config.trust
+    forced = restarted = False
+    links: Sequence[Link] = ()
+    if trust is not None:
+        restarted = not trust.continues(scope, semconv.SCOPE_PEER)
+        if restarted:
+            links = _restart(config, scope, record, parent, received)
+            parent, received, values = None, None, {}
+        else:
+            forced = trust.forces(headers)
     trace_id: int | None = None
     minted = False
     if parent is None:
@@ -75,7 +87,10 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         final, trace_id, minted, record.reused = ids.root(received, config.settings.mint, new_trace_id)
     else:
         final = received or f"{parent.trace_id:032x}"
-    _show_id(config, scope, record, found, final)
+    if restarted:
+        scope["headers"].append((config.id_name, final.encode("ascii")))
+    else:
+        _show_id(config, scope, record, found, final)
     scope[semconv.SCOPE_KEY] = record
     scope["fastapi.telemetry"] = None  # FastAPI's own telemetry steps aside, for mounted applications, too
     state = scope.get("state")
@@ -105,7 +120,9 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         partial(collect, scope, record, headers),
         trace_id=trace_id,
         minted=minted,
+        links=links,
         start_time=record.start_time,
+        forced=forced,
     )
     record.span = who.span = values[_SPAN_KEY] = span
     if span.is_recording():
@@ -146,6 +163,28 @@ def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[b
         guard.count("request_id.refused")
         guard.warn_seldom("refused", "A request id that is not valid was replaced (its value is never logged)")
     return received
+
+
+def _restart(
+    config: ServerConfig, scope: Scope, record: Record, parent: SpanContext | None, received: str | None
+) -> Sequence[Link]:
+    """
+    End what a caller that is not trusted propagates: the application sees none of it, the span links to its trace.
+    """
+    ending = config.wanted
+    if propagate.get_global_textmap() is not config.textmap:
+        with guard.never_raise("edge.restart"):
+            ending = ending | {name.lower().encode("latin-1") for name in propagate.get_global_textmap().fields}
+    # A list of its own, also where nothing goes: the final id is added to it.
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in ending]
+    record.caller_id = received
+    if parent is None and received is None:
+        return ()
+    guard.count("caller.restarted")
+    if parent is None:
+        return ()
+    # Without the caller's tracestate: up to 16 KB of whatever it likes.
+    return (Link(SpanContext(parent.trace_id, parent.span_id, True, parent.trace_flags)),)
 
 
 def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], final: str) -> None:

@@ -24,6 +24,7 @@ from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._asgi import serve, set_default
 from otel_correlation.edge._config import config_for
 from otel_correlation.edge._http import serve_http
+from otel_correlation.edge._peer import forget_socket_peers
 from otel_correlation.edge._record import Record, ServerConfig, call_hook
 
 if TYPE_CHECKING:
@@ -385,6 +386,7 @@ def deactivate() -> None:
     if _plug.settings is None:
         return
     _uninstrument(None)
+    forget_socket_peers()
     instrumentor = FastAPIInstrumentor()
     instrumentor._is_instrumented_by_opentelemetry = False
     _plug.restore()

@@ -158,7 +158,7 @@ class Trust:
         wanted = self._force_header
         if not wanted:
             return False
-        values = [value for name, value in headers if name == wanted]
+        values = [value for name, value in headers if name.lower() == wanted]
         return len(values) == 1 and values[0].strip().lower() in _YES
 
 
@@ -177,10 +177,10 @@ def trust_for(edge: str, networks: Sequence[str], proxies: Sequence[str], force_
 
 def _socket_peer(scope: Mapping[str, Any], client: Any) -> Peer:
     if client:
-        return address(client[0])
+        return address(client[0]) if isinstance(client, tuple | list) else None
     server = scope.get("server")
     # A TCP peer that is gone before it was asked for has no address, too; the port tells them apart.
-    return UNIX if not server or server[1] is None else None
+    return UNIX if not isinstance(server, tuple | list) or server[1] is None else None
 
 
 def _chains(headers: Iterable[tuple[bytes, bytes]]) -> list[list[Address | None]]:
@@ -190,9 +190,10 @@ def _chains(headers: Iterable[tuple[bytes, bytes]]) -> list[list[Address | None]
     listed: list[bytes] = []
     standard: list[bytes] = []
     for name, value in headers:
-        if name == b"x-forwarded-for":
+        lower = name.lower()
+        if lower == b"x-forwarded-for":
             listed.append(value)
-        elif name == b"forwarded":
+        elif lower == b"forwarded":
             standard.append(value)
     chains: list[list[Address | None]] = []
     if listed:

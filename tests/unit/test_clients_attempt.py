@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
 
-from otel_correlation import guard
+from otel_correlation import guard, semconv
 from otel_correlation.policy import redact_url
 from tests.clients_probe import REQUEST_ID, SIDES, SPAN_ID, TRACE_ID, Probe, Side, attempts, request, traceparent
 
@@ -287,17 +287,19 @@ def test_a_redirect_that_is_followed_by_hand(side: Side, probe: Probe) -> None:
     assert [len(seen) for seen in server.seen] == [2, 2]
 
 
+POLICIES = [
+    semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT,
+    semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE,
+    semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID,
+]
+
+
 def test_a_redirect_asks_the_policy_again(side: Side) -> None:
     """
     What may not leave for a host is taken off the redirect that httpx copied it to; the span is made either way.
     """
-
-    def outbound(url: Any) -> tuple[bool, bool, bool]:
-        inside = url.host == "orders"
-        return inside, inside, inside
-
     server = Server(side, "http://outside/")
-    with attempts(Probe(), outbound=outbound) as probe, request():
+    with attempts(Probe(), environ=dict.fromkeys(POLICIES, "orders")) as probe, request():
         token = otel_context.attach(baggage.set_baggage("tier", "gold"))
         side.fetch(server.transport, follow_redirects=True)
         otel_context.detach(token)
@@ -311,7 +313,8 @@ def test_the_policy_decides_for_each_header(side: Side, allowed: int) -> None:
     traceparent, baggage and request id are allowed one by one.
     """
     server = Server(side)
-    with attempts(Probe(), outbound=lambda _: tuple(index == allowed for index in range(3))), request():
+    environ = {name: "orders" if index == allowed else "none" for index, name in enumerate(POLICIES)}
+    with attempts(Probe(), environ=environ), request():
         token = otel_context.attach(baggage.set_baggage("tier", "gold"))
         side.fetch(server.transport)
         otel_context.detach(token)
