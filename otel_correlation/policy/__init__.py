@@ -11,8 +11,8 @@ from otel_correlation.policy.recording import (
     Patterns,
     redact_query,
     redact_url,
-    scrub,
 )
+from otel_correlation.policy.scrubbing import hide_quoted, scrub
 from otel_correlation.policy.trust import NONE, Trust, peers, trust_for
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Outbound",
     "Patterns",
     "Trust",
+    "hide_quoted",
     "host_pattern",
     "outbound_for",
     "peers",

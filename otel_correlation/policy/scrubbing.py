@@ -1,0 +1,132 @@
+"""
+What an exception's text must not carry: the values of users that libraries and databases quote in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_correlation.policy.recording import REDACTED, redact_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Quote(NamedTuple):
+    """
+    One way to quote a value.
+
+    Attributes:
+        mark: What tells that a line has one.
+        begin: What stands before the value, after the mark.
+        end: What stands after the value; empty where the value ends with the line.
+        runs_on: Whether a value can go on in the next lines.
+        ended: Whether the value is over, by what follows ``end`` on the line.
+    """
+
+    mark: str
+    begin: str
+    end: str
+    runs_on: bool = False
+    ended: Callable[[str], bool] = lambda _rest: True
+
+
+def _is_end_of_parameters(rest: str) -> bool:
+    # By repr(), the text of an SQLAlchemy error is one line with "\\n" in it.
+    return not rest.strip() or rest.startswith(("\\n", "'", '"', ")"))
+
+
+_QUOTES: Final = (
+    _Quote("input_value=", "", ", input_type=", runs_on=True),  # pydantic
+    _Quote("Input tag ", "'", "' found using "),
+    # FastAPI: str() of its validation errors shows what errors() gives; what comes after the message may be anything.
+    _Quote("'loc': ", "'msg': ", "", runs_on=True),
+    _Quote("[parameters: ", "", "]", runs_on=True, ended=_is_end_of_parameters),  # SQLAlchemy
+    _Quote("DETAIL:  ", "", "", runs_on=True),  # PostgreSQL: the key that is there already, the row that failed
+    _Quote("CONTEXT:  ", "", "", runs_on=True),
+    _Quote("invalid input syntax for ", ': "', '"'),
+    _Quote("invalid input value for ", ': "', '"'),
+    _Quote("out of range", ': "', '"'),
+    _Quote("invalid input for query argument $", ": ", " ("),  # asyncpg
+    _Quote("Duplicate entry ", "'", "' for key "),  # MySQL
+    _Quote("Command # ", " (", ") of pipeline caused error"),  # redis
+)
+
+# What begins a line that is no rest of a value: of a traceback (in a group behind bars), of the errors themselves.
+_BARS: Final = " |+-\t"
+_NEXT: Final = (
+    'File "',
+    "Traceback (most recent call last)",
+    "Exception Group Traceback",
+    "The above exception was the direct cause",
+    "During handling of the above exception",
+    "For further information visit",
+    "(Background on this error",
+    "[SQL: ",
+    "[parameters: ",
+    "DETAIL:  ",
+    "HINT:  ",
+    "CONTEXT:  ",
+    "{'type': ",
+    "Endpoint: ",
+)
+_URL_IN_TEXT: Final = re.compile(r"https?://[^\s'\"<>]+")
+
+
+def scrub(text: str) -> str:
+    """
+    Return an exception's text without what a user sent: values that libraries and databases quote, secrets in URLs.
+    """
+    text = hide_quoted(text)
+    if "://" in text:
+        text = _URL_IN_TEXT.sub(lambda found: redact_url(found.group(), "sensitive"), text)
+    return text
+
+
+def hide_quoted(text: str) -> str:
+    """
+    Return a text without the values that libraries and databases quote in their errors; any other text is the same.
+    """
+    for quote in _QUOTES:
+        if quote.mark in text:
+            text = _without(text, quote)
+    return text
+
+
+def _without(text: str, quote: _Quote) -> str:
+    kept: list[str] = []
+    inside = False
+    body = text.rstrip("\n")
+    for line in body.split("\n"):
+        if inside:
+            if not line.strip(_BARS).startswith(_NEXT):
+                rest = _after(line, quote, 0)
+                if rest is not None:
+                    kept[-1] += rest
+                    inside = False
+                continue
+            inside = False
+        # Not a regular expression: one that finds the last end is quadratic in what a caller can make long.
+        at = line.find(quote.mark)
+        start = -1 if at < 0 else line.find(quote.begin, at + len(quote.mark))
+        if start < 0:
+            kept.append(line)
+            continue
+        start += len(quote.begin)
+        rest = _after(line, quote, start)
+        kept.append(line[:start] + REDACTED + (rest or ""))
+        inside = rest is None and quote.runs_on
+    return "\n".join(kept) + text[len(body) :]
+
+
+def _after(line: str, quote: _Quote, start: int) -> str | None:
+    """
+    Return what comes after the value on this line, with its end, or None where the value is not over.
+    """
+    if not quote.end:
+        return None
+    stop = line.rfind(quote.end, start)
+    if stop < 0 or not quote.ended(line[stop + len(quote.end) :]):
+        return None
+    return line[stop:]
