@@ -14,7 +14,9 @@ import queue
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import loguru
 import pytest
+import structlog
 from opentelemetry import context as otel_context
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
@@ -348,3 +350,205 @@ def test_a_failing_provider_never_reaches_the_application(monkeypatch: pytest.Mo
         logging.getLogger("app").info("hello")
     assert "hello" in out.getvalue()
     assert guard.counters()["internal_error.logs.export"] == 1
+
+
+# -- structlog and loguru
+
+
+def attributes_of(found: ReadableLogRecord) -> dict[str, Any]:
+    hidden = ("code.", "exception.stacktrace")
+    attributes = found.log_record.attributes or {}
+    return {name: value for name, value in attributes.items() if not name.startswith(hidden)}
+
+
+@pytest.fixture
+def printed() -> Iterator[io.StringIO]:
+    structlog.reset_defaults()
+    out = io.StringIO()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(out),
+    )
+    yield out
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("preset", ["otel", "ecs", "datadog"])
+def test_printed_events_of_structlog_arrive_once(preset: Any, exported: Exported, printed: io.StringIO) -> None:
+    """
+    An event that structlog prints by itself is exported once, with its fields, as it is after the user's processors.
+    """
+    logs.install(Settings(service_name="orders", log_preset=preset))
+    with request():
+        identity.bind(tenant="acme")
+        structlog.get_logger().warning("hello", customer=42, name="bob")
+    (found,) = exported.records()
+    record = found.log_record
+    assert (record.body, record.severity_number, record.trace_id) == ("hello", SeverityNumber.WARN, TRACE_ID)
+    attributes = attributes_of(found)
+    assert attributes == {"request_id": "order-7", "customer": 42, "name": "bob", "tenant": "acme"}
+    assert printed.getvalue().count("\n") == 1
+
+
+def test_an_exception_of_structlog_arrives_with_the_stable_names(exported: Exported, printed: io.StringIO) -> None:
+    """
+    ``exception.type`` and ``exception.message`` are there although a processor has rendered the traceback.
+    """
+    try:
+        raise queue.Full("bad input_value='ada@example.com', input_type=str]")
+    except queue.Full as error:
+        structlog.get_logger().exception("failed")
+        raised = error
+    structlog.get_logger().error("later", exc_info=raised)
+    for found in exported.records():
+        assert attributes_of(found)["exception.message"] == "bad input_value=REDACTED, input_type=str]"
+        stacktrace = (found.log_record.attributes or {})["exception.stacktrace"]
+        assert "ada@example.com" not in str(stacktrace).replace("raise queue.Full", "").partition("queue.Full:")[2]
+    assert len(exported.records()) == 2
+
+
+@pytest.mark.parametrize("renderer", ["kwargs", "formatter", "text"])
+def test_events_of_structlog_that_logging_writes_arrive_once(renderer: str, exported: Exported) -> None:
+    """
+    An event that becomes a record of logging is exported once, with its text as body and its keys as attributes.
+    """
+    wrap = structlog.stdlib.ProcessorFormatter.wrap_for_formatter
+    last: dict[str, Any] = {
+        "kwargs": structlog.stdlib.render_to_log_kwargs,
+        "formatter": wrap,
+        "text": structlog.processors.LogfmtRenderer(),
+    }
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, last[renderer]],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=structlog.processors.JSONRenderer()))
+    logging.getLogger("app").addHandler(handler)
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        with request():
+            structlog.get_logger("app").warning("hello", customer=42, exc_info=renderer == "formatter")
+    structlog.reset_defaults()
+    (found,) = exported.records()
+    assert found.log_record.trace_id == TRACE_ID
+    if renderer != "text":
+        assert found.log_record.body == "hello"
+        attributes = attributes_of(found)
+        assert (attributes["customer"], attributes["request_id"]) == (42, "order-7")
+        assert not [name for name in attributes if name.startswith("_")]
+        assert attributes.get("exception.type") == ("ValueError" if renderer == "formatter" else None)
+
+
+@pytest.fixture
+def sink() -> Iterator[io.StringIO]:
+    loguru.logger.remove()
+    out = io.StringIO()
+    loguru.logger.add(out, format="{message}", level="INFO")
+    yield out
+    loguru.logger.remove()
+
+
+@pytest.mark.parametrize("preset", ["otel", "ecs", "gcp", "datadog"])
+def test_lines_of_loguru_arrive_once(preset: Any, exported: Exported, sink: io.StringIO) -> None:
+    """
+    A line of loguru's is exported once, however many sinks there are, as it is after the user's patchers.
+    """
+    logs.install(Settings(service_name="orders", log_preset=preset))
+    loguru.logger.add(lambda _: None, level="DEBUG")
+    logger = loguru.logger.patch(lambda record: record["extra"].update(card="hidden"))
+    with request():
+        identity.bind(tenant="acme")
+        logger.bind(customer=42, card="4111").success("hello {}", 1)
+    (found,) = exported.records()
+    record = found.log_record
+    assert (record.body, record.severity_text, record.trace_id) == ("hello 1", "SUCCESS", TRACE_ID)
+    assert attributes_of(found) == {"request_id": "order-7", "customer": 42, "card": "hidden", "tenant": "acme"}
+    assert (record.attributes or {})["code.function.name"] == "test_lines_of_loguru_arrive_once"
+    assert sink.getvalue() == "hello 1\n"
+
+
+def test_an_exception_of_loguru_arrives_with_the_stable_names(exported: Exported, sink: io.StringIO) -> None:
+    """
+    ``exception.type`` and ``exception.message``, without what a user sent.
+    """
+    try:
+        raise queue.Full("bad input_value='ada@example.com', input_type=str]")
+    except queue.Full:
+        loguru.logger.exception("failed")
+    (found,) = exported.records()
+    assert attributes_of(found)["exception.message"] == "bad input_value=REDACTED, input_type=str]"
+
+
+class Propagate(logging.Handler):
+    """
+    loguru's recipe for lines that logging writes.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger(record.name).handle(record)
+
+
+class Intercept(logging.Handler):
+    """
+    loguru's recipe for records that it writes.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        loguru.logger.log(record.levelname, record.getMessage())
+
+
+@pytest.mark.parametrize("enqueue", [True, False])
+def test_lines_that_cross_from_loguru_to_logging_arrive_once(enqueue: bool, exported: Exported) -> None:
+    """
+    What loguru's sink for handlers gives to logging was exported, and is not exported again.
+    """
+    loguru.logger.remove()
+    loguru.logger.add(Propagate(), format="{message}", enqueue=enqueue)
+    with request():
+        loguru.logger.warning("hello")
+    loguru.logger.complete()
+    loguru.logger.remove()
+    assert exported.bodies() == ["hello"]
+    assert exported.records()[0].log_record.trace_id == TRACE_ID
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_records_that_cross_from_logging_to_loguru_arrive_once(
+    queued: bool, exported: Exported, sink: io.StringIO
+) -> None:
+    """
+    What loguru writes for logging was exported as the record that it is, and is not exported again.
+    """
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    listener = logging.handlers.QueueListener(records, Intercept())
+    logging.getLogger("app").addHandler(logging.handlers.QueueHandler(records) if queued else Intercept())
+    with request():
+        logging.getLogger("app").warning("hello")
+    listener.start()
+    listener.stop()
+    loguru.logger.info("own")
+    assert exported.bodies() == ["hello", "own"]
+    assert sink.getvalue() == "hello\nown\n"
+
+
+def test_lines_of_others_obey_the_sampled_switch(sink: io.StringIO, printed: io.StringIO) -> None:
+    """
+    With ``sampled``, lines of structlog and loguru in unsampled traces stay local, too.
+    """
+    with pristine():
+        exported = Exported(Settings(service_name="orders", logs_exporters=("otlp",), logs_export="sampled"))
+        with request(sampled=False):
+            loguru.logger.info("no")
+            structlog.get_logger().info("no")
+        with request():
+            loguru.logger.info("yes")
+            structlog.get_logger().info("yes")
+        assert exported.bodies() == ["yes", "yes"]
