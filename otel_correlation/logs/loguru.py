@@ -84,7 +84,7 @@ def _add(core: Any, record: dict[str, Any]) -> None:
     source = _within()
     if source is not None and not values[0] and not values[3]:
         # An intercepted line behind a queue, or of a server: its record has the ids.
-        values = tuple(text_of(source.__dict__.get(name, "")) for name in FIELDS)  # type: ignore[assignment]
+        values = tuple(text_of(source.__dict__.get(name, "")) for name in FIELDS)
     extra: dict[str, Any] = record[_EXTRA]
     if not names.is_plain:
         made = Extra(extra)

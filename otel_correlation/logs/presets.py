@@ -14,7 +14,7 @@ from otel_correlation.settings import Settings, renamed
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 FIELDS: Final = (semconv.TRACE_ID, semconv.SPAN_ID, semconv.TRACE_FLAGS, semconv.REQUEST_ID, semconv.SERVICE_NAME)
 
@@ -72,7 +72,7 @@ class Names:
         self.id_keys = frozenset(key for _, key, _ in self.ids)
         self.is_plain = self.id_keys == frozenset(FIELDS) and not write and not self.tags
 
-    def named(self, values: tuple[str, str, str, str, str]) -> dict[str, Any]:
+    def named(self, values: Sequence[str]) -> dict[str, Any]:
         """
         Return the five values under their shown names; empty ones are left out.
         """
@@ -104,7 +104,7 @@ def _decimal(value: str) -> str:
     """
     Return the low 64 bits of an id as Datadog writes them; a value that is no id stays.
     """
-    return str(int(value[-16:], 16)) if isinstance(value, str) and _HEX.fullmatch(value) else value
+    return str(int(value[-16:], 16)) if _HEX.fullmatch(value) else value
 
 
 def _datadog_tags(environ: Mapping[str, str]) -> dict[str, str]:

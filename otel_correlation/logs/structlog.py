@@ -233,7 +233,7 @@ def _foreign_step(_logger: Any, _method: str, event_dict: Any) -> Any:
         found = record.__dict__
         # The record's own ids, of where it was written: a queue may be between.
         values = tuple(text if isinstance(text := found.get(name, ""), str) else "" for name in FIELDS)
-        for name, value in seams.names.named(values).items():  # type: ignore[arg-type]
+        for name, value in seams.names.named(values).items():
             event_dict.setdefault(name, value)
         for name in fields.now()[1]:
             if name in found:
