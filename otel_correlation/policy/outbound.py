@@ -37,9 +37,10 @@ def host_pattern(text: str) -> str:
     Raises:
         ValueError: It is none of these; the message says why.
     """
-    word = text.lower().removesuffix(".")
+    word = text.lower()
     if word in (ALL, NONE):
         return word
+    word = word.removesuffix(".")
     name = word.removeprefix("*.")
     if len(name) <= _MAX_NAME and _NAME.fullmatch(name) and not _NUMBER.fullmatch(name):
         return word
