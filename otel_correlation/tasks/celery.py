@@ -6,7 +6,8 @@ Celery: the official instrumentation makes the spans, and this adds what it leav
 - Without the official instrumentation the ids travel all the same; only the spans are missing.
 - A publish that fails ends its PRODUCER span, and is no longer the parent of all that follows.
 - A child of the prefork pool ends by ``os._exit``: it is flushed before.
-- Where the application configured no logging, a worker's lines are ours: Celery's own format shows no ids.
+- Where the application configured no logging, a worker's lines are ours: Celery's own format shows no ids. They hide
+  what Celery would put beside them for other handlers: arguments, results and the unscrubbed traceback.
 
 Nothing of Celery is imported here before the application imports it; its signals are the seam, and of the
 instrumentation three private methods are replaced or called, which its exact pin keeps in place.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +25,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from wrapt import register_post_import_hook
 
-from otel_correlation import guard, identity, logs
+from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.export import exits
+from otel_correlation.policy import scrub
 from otel_correlation.tasks.carriers import continue_from, inject
 from otel_correlation.tracer import class_name
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _SCOPE: Final = "_otel_correlation_scope"
+# Where Celery says that a task was received, has succeeded, failed, or is tried again.
+_LINES: Final = ("celery.worker.strategy", "celery.app.trace")
 # An own format, or a receiver for its logger, is how an application configures Celery's logging.
 _FORMATS: Final = ("worker_log_format", "worker_task_log_format")
 
@@ -54,6 +59,7 @@ def watch(announce: Callable[[], None]) -> None:
     if not _watching:
         _watching = True
         register_post_import_hook(_guarded(_on_signals), "celery.signals")
+        register_post_import_hook(_guarded(_on_strategy), "celery.worker.strategy")
         register_post_import_hook(_guarded(_on_official), "opentelemetry.instrumentation.celery")
 
 
@@ -74,6 +80,8 @@ def _on_signals(signals: ModuleType) -> None:
     signals.celeryd_init.connect(_worker, weak=False)
     signals.celeryd_after_setup.connect(_serving, weak=False)
     signals.worker_process_shutdown.connect(_leaving, weak=False)
+    for name in _LINES:
+        logging.getLogger(name).addFilter(_brief)
 
 
 def _publishing(headers: dict[str, Any] | None = None, **_: Any) -> None:
@@ -90,8 +98,7 @@ def _begin(task: Any = None, **_: Any) -> None:
 
 
 def _end(task: Any = None, **_: Any) -> None:
-    scope = vars(task.request).pop(_SCOPE, None) if task is not None else None
-    if scope is not None:
+    if task is not None and not _is_official() and (scope := vars(task.request).pop(_SCOPE, None)) is not None:
         scope.__exit__(None, None, None)
 
 
@@ -146,6 +153,42 @@ def _set_level(loglevel: int | None = None, **_: Any) -> None:
         logging.getLogger().setLevel(loglevel)
 
 
+def _brief(record: logging.LogRecord) -> bool:
+    """
+    Keep of a line about a task what its text says; what it says of an exception is scrubbed.
+    """
+    if logs.active():
+        vars(record).pop("data", None)
+        if isinstance(record.args, dict):
+            about = record.args
+            vars(record).update(task_name=about.get("name"), task_id=about.get("id"))
+            if isinstance(error := about.get("exc"), str):
+                record.args = {**about, "exc": scrub(error)}
+    return True
+
+
+def _on_strategy(module: ModuleType) -> None:
+    """
+    Put the ids on the line that says that a task was received; the worker's main process writes it.
+    """
+    default = module.__dict__["default"]
+
+    @functools.wraps(default)
+    def _default(*args: Any, **kwargs: Any) -> Any:
+        handle = default(*args, **kwargs)
+
+        @functools.wraps(handle)
+        def _handle(message: Any, *args: Any, **kwargs: Any) -> Any:
+            headers = message.headers or {}
+            # Without a trace to continue the task begins one, and this line cannot know it.
+            with continue_from(headers) if semconv.TRACEPARENT in headers else nullcontext():
+                return handle(message, *args, **kwargs)
+
+        return _handle
+
+    module.__dict__["default"] = _default
+
+
 def _on_official(module: ModuleType) -> None:
     """
     Begin each task by our rules in the official instrumentation, and end what a failed publish leaves.
@@ -164,8 +207,15 @@ def _on_official(module: ModuleType) -> None:
             return
         self.update_task_duration_time(task_id)
         scope = continue_from(task.request.headers, f"run/{task.name}", link=self._use_span_links or None)
-        utils.attach_context(task, task_id, scope.__enter__(), scope, None)
+        setattr(task.request, _SCOPE, (scope.__enter__(), scope, None))
 
+    def _retrieve_context(task: Any, task_id: str, is_publish: bool = False) -> Any:  # noqa: FBT001, FBT002 - theirs
+        # Of this very run: a retry has the same task id, and may begin in another thread before this one has ended.
+        found = None if task is None or is_publish else vars(task.request).get(_SCOPE)
+        return found or retrieve_context(task, task_id, is_publish)
+
+    retrieve_context = utils.retrieve_context
+    utils.retrieve_context = _retrieve_context
     functools.update_wrapper(_trace_prerun, before)
     prerun = import_module("celery.signals").task_prerun
     if _is_official():
@@ -185,7 +235,7 @@ def _on_official(module: ModuleType) -> None:
             return send_task(self, name, *args, **kwargs)
         except BaseException as error:
             with guard.never_raise("tasks.celery.publish"):
-                _end_publish(utils, self.tasks.get(name), outer, error)
+                _end_publish(utils, name, outer, error)
             raise
         finally:
             identity.detach(token)
@@ -193,11 +243,13 @@ def _on_official(module: ModuleType) -> None:
     application.send_task = _send_task
 
 
-def _end_publish(utils: Any, task: Any, outer: trace.Span, error: BaseException) -> None:
+def _end_publish(utils: Any, name: str, outer: trace.Span, error: BaseException) -> None:
     """
     End the span of a publish that raised; the instrumentation does it in a signal that is not sent then.
     """
     left = trace.get_current_span()
+    # Not the task of the application that publishes: a thread that did not make that finds a copy.
+    task = utils.retrieve_task_from_sender({"sender": name})
     open_spans = getattr(task, utils.CTX_KEY, None)
     if left is outer or not open_spans:
         return

@@ -103,7 +103,7 @@ def lost() -> dict[str, Any]:
     Call a task where nobody takes it, and ask for the identity afterwards.
     """
     try:
-        tell.delay()
+        tell.apply_async(ignore_result=True)
     except Exception as error:
         return {"here": ids(), "error": type(error).__name__}
     return {}
@@ -114,4 +114,4 @@ def lost_unhandled() -> None:
     """
     Call a task where nobody takes it.
     """
-    tell.delay()
+    tell.apply_async(ignore_result=True)
