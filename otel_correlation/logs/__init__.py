@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_correlation.logs import foreign, output, record
+from otel_correlation.logs import foreign, loops, output, record
 from otel_correlation.logs.lines import JsonLines
 from otel_correlation.logs.output import active, settle, startup_line, summary
 
@@ -25,12 +25,14 @@ def install(settings: Settings) -> None:
     record.install(settings)
     output.install(settings)
     foreign.watch()
+    loops.watch()
 
 
 def uninstall() -> None:
     """
     Leave ``logging`` as it was found.
     """
+    loops.unwatch()
     foreign.unwatch()
     output.uninstall()
     record.uninstall()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
 from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, seams
-from otel_correlation.policy import redact_query, scrub
+from otel_correlation.policy import hide_quoted, redact_query, scrub
 from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
@@ -75,9 +75,24 @@ def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> st
     try:
         if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple) and record.args:
             return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
-        return record.getMessage()
+        message = record.getMessage()
+        return hide_quoted(message) if _may_quote(record) else message
     except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit
         return f"{text_of(record.msg)} (arguments {text_of(record.args)} do not fit: {type(error).__name__})"
+
+
+def _may_quote(record: logging.LogRecord) -> bool:
+    """
+    Tell whether a message may hold an exception's text: it is a warning or worse, or has one among its arguments.
+    """
+    level = record.levelno
+    if type(level) is int and level >= logging.WARNING:
+        return True
+    if type(record.args) is tuple:
+        for argument in record.args:
+            if isinstance(argument, BaseException):
+                return True
+    return False
 
 
 def _without_values(argument: object, query_values: str) -> object:

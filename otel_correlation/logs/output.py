@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard
+from otel_correlation.logs import loops
 from otel_correlation.logs.lines import SUMMARY_LOGGER, JsonLines, TextLines, ascii_only
 from otel_correlation.logs.record import seams
 
@@ -150,6 +151,7 @@ def settle() -> None:
             return
         _state.settled = True
         seams.route = None
+        loops.watch()  # a server has imported uvloop by now, if it uses it
         # dictConfig() and fileConfig() disable every logger that exists; problems must be visible all the same.
         guard.logger.disabled = _request_logger.disabled = False
         if not _configured():

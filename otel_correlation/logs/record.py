@@ -8,6 +8,7 @@ that is what all three format styles read.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import logging
@@ -20,6 +21,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from otel_correlation import guard, identity, semconv
 from otel_correlation.logs.presets import FIELDS as _FIELDS
 from otel_correlation.logs.presets import PLAIN, build
+from otel_correlation.policy import hide_quoted, scrub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +97,7 @@ class _Fields:
             # That package's own filter puts None outside of a request.
             default(CORRELATION_ID, request or None)
 
-    def now(self, error: BaseException | None = None) -> tuple[tuple[str, str, str, str, str], dict[str, Any]]:
+    def now(self, error: BaseException | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
         """
         Return what ``put`` would put on a record: the five values and the bound fields, for loggers with no record.
         """
@@ -231,7 +233,8 @@ _call_handlers: Final = Patch(logging.Logger, "callHandlers")
 _add_handler: Final = Patch(logging.Logger, "addHandler")
 _handler_handle: Final = Patch(logging.Handler, "handle")
 _format: Final = Patch(logging.Formatter, "format")
-_PATCHES: Final = (_logger_handle, _call_handlers, _add_handler, _handler_handle, _format)
+_format_exception: Final = Patch(logging.Formatter, "formatException")
+_PATCHES: Final = (_logger_handle, _call_handlers, _add_handler, _handler_handle, _format, _format_exception)
 
 # The rarest of the five in user code: a record that has it was seen by us.
 _SEEN: Final = _TRACE_FLAGS
@@ -283,7 +286,38 @@ def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any
 def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:
     if _SEEN not in record.__dict__:  # made by hand and given to handler.emit()
         enrich(record)
+    level = record.levelno
+    # None on a record that was made by hand.
+    if type(level) is int and level >= logging.WARNING and seams.fields is not None:
+        record = _clean(record)
     return _format.original(self, record)
+
+
+def _our_format_exception(self: logging.Formatter, ei: Any) -> Any:
+    text = _format_exception.original(self, ei)
+    if seams.fields is None or not isinstance(text, str):
+        return text
+    with guard.never_raise("logs.scrub"):
+        return scrub(text)
+    return "(a traceback whose values could not be hidden)"
+
+
+def _clean(record: logging.LogRecord) -> logging.LogRecord:
+    """
+    Return the record without what an exception's text in its message quotes of a user; the record itself stays.
+    """
+    # A dict is structlog's; what begins with a brace was rendered, and whoever did that looked at its exceptions.
+    if not isinstance(record.msg, str | BaseException) or (isinstance(record.msg, str) and record.msg[:1] == "{"):
+        return record
+    try:
+        message = record.getMessage()
+        shown = hide_quoted(message)
+    except Exception:  # noqa: BLE001 - arguments that do not fit: logging tells of them in its own way
+        return record
+    if shown != message:
+        record = copy.copy(record)
+        record.msg, record.args = shown, ()
+    return record
 
 
 def _wrap(patch: Patch, ours: Any) -> None:
@@ -298,6 +332,7 @@ _wrap(_call_handlers, _our_call_handlers)
 _wrap(_add_handler, _our_add_handler)
 _wrap(_handler_handle, _our_handler_handle)
 _wrap(_format, _our_format)
+_wrap(_format_exception, _our_format_exception)
 
 
 def install(settings: Settings) -> None:

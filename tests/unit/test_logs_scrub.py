@@ -1,0 +1,99 @@
+"""
+What the texts of exceptions in messages and tracebacks show of a user, whoever formats the line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_correlation import logs
+from otel_correlation.logs import record
+from otel_correlation.logs.lines import message_of
+from otel_correlation.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """
+    A process with our fields on its records.
+    """
+    logs.install(Settings())
+    yield
+    logs.uninstall()
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING, logging.ERROR])
+def test_an_exception_in_a_message_loses_what_a_user_sent(level: int) -> None:
+    """
+    ``log.info("refused: %s", error)`` quotes no more than a traceback does.
+    """
+    error = ValueError("1 validation error\npin\n  bad [type=int_parsing, input_value='hunter2', input_type=str]")
+    record = logging.LogRecord("shop", level, "", 0, "refused: %s", (error,), None)
+    assert "hunter2" not in message_of(record)
+    assert "input_type=str]" in message_of(record)
+
+
+def test_a_text_in_a_warning_loses_what_a_user_sent() -> None:
+    """
+    From WARNING on, a message that was put together before loses it, too; a dict of structlog's is no text.
+    """
+    text = "failed: DETAIL:  Key (email)=(ada@example.com) already exists."
+    record = logging.LogRecord("shop", logging.WARNING, "", 0, text, (), None)
+    assert message_of(record) == "failed: DETAIL:  REDACTED"
+
+
+SENT = f"hunter{1 + 1}"  # not a literal: a traceback shows source lines
+
+
+def refusal() -> Exception:
+    """
+    Return an error that quotes what a user sent.
+    """
+    return ValueError(f"1 validation error\npin\n  bad [type=int_parsing, input_value='{SENT}', input_type=str]")
+
+
+class Own(logging.Formatter):
+    """
+    A JSON formatter of somebody's, which never calls the original ``format``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"error": self.formatException(record.exc_info) if record.exc_info else ""})
+
+
+@pytest.mark.parametrize("formatter", [logging.Formatter("%(message)s | %(request_id)s"), Own()])
+@pytest.mark.usefixtures("installed")
+def test_the_applications_own_formatter_shows_no_value_of_a_user(formatter: logging.Formatter) -> None:
+    """
+    A traceback that the application's or the server's own formatter renders is scrubbed; the record is not.
+    """
+    error = refusal()
+    made = logging.LogRecord("shop", logging.ERROR, "", 0, "failed: %s", (error,), (ValueError, error, None))
+    text = formatter.format(made)
+    assert SENT not in text
+    assert "input_value=REDACTED" in text
+    assert made.args == (error,)
+    assert SENT in made.getMessage()
+    logs.uninstall()
+    made.exc_text = None
+    assert SENT in formatter.format(made)
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [("{'pin': input_value=x", ()), ("%s", ()), ("%d", ("x",)), ("fine: %s", ("input",)), (7, ())],
+)
+@pytest.mark.usefixtures("installed")
+def test_other_messages_are_left_alone(message: Any, args: Any) -> None:
+    """
+    What was rendered as JSON, what does not fit and what quotes nothing reaches the formatter as it is.
+    """
+    made = logging.LogRecord("shop", logging.ERROR, "", 0, message, args, None)
+    assert record._clean(made) is made
