@@ -70,9 +70,10 @@ def add_fields(target: MutableMapping[str, Any], error: BaseException | None = N
     for name, value in seams.names.named(values).items():
         if name not in target:
             target[name] = value
-    for name, value in bound.items():
-        if name not in target:
-            target[name] = value
+    if bound:
+        for name, value in bound.items():
+            if name not in target:
+                target[name] = value
 
 
 def send(record: logging.LogRecord, created: float | None = None) -> None:

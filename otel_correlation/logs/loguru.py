@@ -27,7 +27,6 @@ _exceptions: Final[Any] = importlib.import_module("loguru._better_exceptions").E
 
 _PATCHER: Final = "patcher"
 _EXTRA: Final = "extra"
-_EMPTY: Final = ("", "", "", "", "")
 _PENDING: Final = 256
 
 # Lines whose patcher has run, by identity, until the first sink gets them: only then are they what the user made them.
@@ -91,8 +90,7 @@ def _add(core: Any, record: dict[str, Any]) -> None:
         made.plain = dict(zip(FIELDS, values, strict=True))
         record[_EXTRA] = extra = made
     defaults = core.extra
-    found = dict(zip((key for _, key, _ in names.ids), _EMPTY, strict=True)) | names.named(values)
-    for name, value in found.items():
+    for name, value in zip(FIELDS, values, strict=True) if names.is_plain else names.all(values):
         # What configure(extra=...) says is what lines have that nobody gave a value: so it gives way to one.
         if name not in extra or (value and name in defaults and extra[name] is defaults[name]):
             extra[name] = value
@@ -110,11 +108,22 @@ class _Patcher:
     ``Core.patcher``: what loguru reads is ours and the user's in turn, what it sets is the user's.
     """
 
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        # It is read twice for a line, and there is one core.
+        self._last = functools.partial(_put, None, None)
+
     def __get__(self, core: Any, owner: Any = None) -> Any:
         if core is None:
             return self
         users = core.__dict__.get(_PATCHER)
-        return users if seams.fields is None else functools.partial(_put, core, users)
+        if seams.fields is None:
+            return users
+        last = self._last
+        if last.args[0] is not core or last.args[1] is not users:
+            self._last = last = functools.partial(_put, core, users)
+        return last
 
     def __set__(self, core: Any, users: Any) -> None:
         # Somebody may set what was read.

@@ -76,11 +76,19 @@ class Names:
         """
         Return the five values under their shown names; empty ones are left out.
         """
-        found: dict[str, Any] = dict(self.tags)
-        for (_, key, write), value in zip(self.ids, values, strict=True):
-            if value:
-                found[key] = value if write is None else write(value)
-        return found
+        if self.is_plain:
+            return {name: value for name, value in zip(FIELDS, values, strict=True) if value}
+        return {key: value for key, value in self.all(values) if value != ""}
+
+    def all(self, values: Sequence[str]) -> list[tuple[str, Any]]:
+        """
+        Return the five values under their shown names, empty ones too.
+        """
+        found: list[tuple[str, Any]] = [
+            (key, write(value) if value and write is not None else value)
+            for (_, key, write), value in zip(self.ids, values, strict=True)
+        ]
+        return [*found, *self.tags.items()]
 
 
 def _lower(record: logging.LogRecord) -> str:
