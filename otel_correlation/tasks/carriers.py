@@ -248,6 +248,23 @@ def _spanned(
     return _Begun(Context(values), span)
 
 
+def producing(name: str, attributes: dict[str, Any], settings: Settings) -> _Begun:
+    """
+    Begin a PRODUCER span: the child of what is current, or the first of a trace and an identity of its own.
+    """
+    context = otel_context.get_current()
+    if identity.get_from(context) is None:
+        caller: Any = context.get(_SPAN_KEY)
+        if caller is None or not caller.get_span_context().is_valid:
+            return _root(name, SpanKind.PRODUCER, None, attributes, settings, {}, [])
+        # A span of the application's own, outside of any request: the request id is the trace id.
+        context = identity.set_in(context, Identity(f"{caller.get_span_context().trace_id:032x}", caller))
+    if settings.sdk_disabled:
+        return _Begun(context)
+    span = _tracer.start(name, SpanKind.PRODUCER, context, attributes)
+    return _Begun(Context({**context, _SPAN_KEY: span}), span)
+
+
 @overload
 def inject(carrier: None = None) -> dict[str, str]: ...
 @overload

@@ -12,10 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
 from opentelemetry.semconv.attributes import server_attributes
-from opentelemetry.trace import SpanKind
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, semconv
 from otel_correlation.tasks import carriers
@@ -24,7 +21,6 @@ from otel_correlation.tasks.carriers import Scope, continue_from, inject
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 
-    from otel_correlation.settings import Settings
 
 SYSTEM: Final = "redis"
 
@@ -206,24 +202,10 @@ def _begin(client: Any, channel: str | bytes, template: str | None, size: int) -
             **_described("publish", "send", channel, template, size),
             **_server(client),
         }
-        return _producing(_name("publish", template), attributes, carriers._settings())
+        return carriers.producing(_name("publish", template), attributes, carriers._settings())
     except Exception:  # noqa: BLE001 - our failure is not the application's
         guard.report("redis.publish")
         return None
-
-
-def _producing(name: str, attributes: dict[str, Any], settings: Settings) -> carriers._Begun:
-    context = otel_context.get_current()
-    if identity.get_from(context) is None:
-        caller: Any = context.get(_SPAN_KEY)
-        if caller is None or not caller.get_span_context().is_valid:
-            return carriers._root(name, SpanKind.PRODUCER, None, attributes, settings, {}, [])
-        # A span of the application's own, outside of any request: the request id is the trace id.
-        context = identity.set_in(context, identity.Identity(f"{caller.get_span_context().trace_id:032x}", caller))
-    if settings.sdk_disabled:
-        return carriers._Begun(context)
-    span = carriers._tracer.start(name, SpanKind.PRODUCER, context, attributes)
-    return carriers._Begun(Context({**context, _SPAN_KEY: span}), span)
 
 
 def _over(begun: carriers._Begun | None, result: object, error: BaseException | None) -> None:
