@@ -11,6 +11,7 @@ they are started. Outside of a request nothing is wrapped.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -18,23 +19,23 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.context import _RUNTIME_CONTEXT, Context
 
 from otel_correlation import guard, identity
-from otel_correlation.logs.record import _Patch, _wrap
+from otel_correlation.logs.record import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Top-level packages whose threads serve the whole process. They are started when somebody needs them first, which may
-# be a request, and then work for all.
-_SERVE_ALL: Final = frozenset(
-    {
-        "aiosqlite", "amqp", "anyio", "apscheduler", "asyncio", "billiard", "celery", "concurrent", "ddtrace", "grpc",
-        "gunicorn", "http", "kafka", "kombu", "logging", "multiprocessing", "opentelemetry", "otel_correlation",
-        "prometheus_client", "psycopg_pool", "pymongo", "redis", "sentry_sdk", "socketserver", "sqlalchemy", "uvicorn",
-        "watchdog", "wsgiref",
-    }
+# Threads and processes that serve everybody: they are started when somebody needs them first, which may be a request.
+# Packages whose threads have a target in them, and those that have classes of their own. Tuples, for startswith().
+_TARGETS: Final = (
+    "aiosqlite.", "apscheduler.", "concurrent.", "ddtrace.", "grpc.", "logging.handlers.", "multiprocessing.",
+    "opentelemetry.", "otel_correlation.", "prometheus_client.", "psycopg_pool.", "pymongo.", "sentry_sdk.",
+    "socketserver.",
+)  # fmt: skip
+_CLASSES: Final = (
+    *_TARGETS, "amqp.", "anyio.", "billiard.", "celery.", "kafka.", "kombu.", "redis.", "watchdog.",
 )  # fmt: skip
 # Whoever uses these classes says by the target what for.
-_CLASSES_OF_ALL: Final = frozenset({"multiprocessing.context", "multiprocessing.dummy", "multiprocessing.process"})
+_GENERAL: Final = frozenset({"multiprocessing.context", "multiprocessing.dummy", "multiprocessing.process"})
 _NOTHING: Final = Context()
 
 _on = False
@@ -69,11 +70,11 @@ def serves_all(worker: object) -> bool:
     Tell whether a library keeps this thread or process for itself.
     """
     kind = type(worker).__module__
-    if kind.partition(".")[0] in _SERVE_ALL and kind not in _CLASSES_OF_ALL:
+    if f"{kind}.".startswith(_CLASSES) and kind not in _GENERAL:
         return True
     target: Any = getattr(worker, "_target", None)
-    module = getattr(getattr(target, "func", target), "__module__", None)  # of a partial, what it calls
-    return isinstance(module, str) and module.partition(".")[0] in _SERVE_ALL
+    target = getattr(target, "func", target)  # of a partial, what it calls
+    return f"{getattr(target, '__module__', None)}.".startswith(_TARGETS)
 
 
 class _Run(_Carried):
@@ -137,10 +138,10 @@ def _our_submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any,
 # Python 3.14 sends what is submitted to these through pickle.
 _OTHER_INTERPRETERS: Final[Any] = getattr(concurrent.futures, "InterpreterPoolExecutor", ())
 
-_start: Final = _Patch(threading.Thread, "start")
-_submit: Final = _Patch(ThreadPoolExecutor, "submit")
-_wrap(_start, _our_start)
-_wrap(_submit, _our_submit)
+_start: Final = Patch(threading.Thread, "start")
+_submit: Final = Patch(ThreadPoolExecutor, "submit")
+_start.ours = functools.update_wrapper(_our_start, _start.original)
+_submit.ours = functools.update_wrapper(_our_submit, _submit.original)
 
 
 def activate() -> None:
