@@ -39,6 +39,8 @@ _SERVER_LOGGERS: Final = frozenset({"uvicorn.access", "uvicorn.error"})
 
 # The logger of the one line per request.
 SUMMARY_LOGGER: Final = "otel_correlation.request"
+# Its message says these already.
+_IN_SUMMARY: Final = ("method", "route", "status", "duration_ms")
 
 _NOT_ASCII: Final = re.compile("[^\x00-\x7f]+")
 
@@ -361,8 +363,10 @@ class TextLines(logging.Formatter):
         request, trace = found.get(semconv.REQUEST_ID), found.get(semconv.TRACE_ID)
         # A minted request id is the trace id.
         shown = {semconv.REQUEST_ID: request, semconv.TRACE_ID: None if trace == request else trace}
-        if record.name != SUMMARY_LOGGER:  # its message says it all
-            shown |= extras_of(record)
+        shown |= extras_of(record)
+        if record.name == SUMMARY_LOGGER:
+            for field in _IN_SUMMARY:
+                shown.pop(field, None)
         fields = [f"{name}={_quoted(value)}" for name, value in shown.items() if value is not None and value != ""]
         time_text = self._clock.local(record.created)
         name = one_line(record.name)
@@ -382,5 +386,9 @@ class TextLines(logging.Formatter):
 
 
 def _quoted(value: object) -> str:
-    text = text_of(value)
+    text = (
+        ", ".join(value)
+        if value and type(value) is list and all(type(part) is str for part in value)
+        else text_of(value)
+    )
     return repr(text) if " " in text else text
