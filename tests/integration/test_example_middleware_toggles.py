@@ -256,7 +256,8 @@ def test_a_disabled_sdk_keeps_the_request_id(toggles: Toggles) -> None:
     assert not toggles.sink.requests
 
 
-@start_with(OTEL_CORRELATION_ENABLED="false")
+# FastAPI 0.142 exports by itself where there is an endpoint; that is not what is switched off here.
+@start_with(OTEL_CORRELATION_ENABLED="false", FASTAPI_OTEL_AUTO_CONFIGURE="false")
 def test_off_is_off(toggles: Toggles) -> None:
     """
     ``OTEL_CORRELATION_ENABLED=false``: the service as if we were not installed.
