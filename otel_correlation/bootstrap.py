@@ -67,7 +67,7 @@ with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(nam
 from otel_correlation import clients, export, propagators, sampling, tasks  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
-from otel_correlation.tasks import celery  # noqa: E402
+from otel_correlation.tasks import arq, celery  # noqa: E402
 
 # Our name among the entry points of the distributions.
 _NAME: Final = "otel_correlation"
@@ -248,6 +248,11 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         if not settings.enabled:
             return
         problems = list(settings.problems)
+        if settings.force_sample_header and not settings.trusted_networks:
+            problems.append(
+                f"{semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER}={settings.force_sample_header} has no effect: "
+                f"{semconv.OTEL_CORRELATION_TRUSTED_NETWORKS} names nobody who may use it"
+            )
         logs.install(settings)
         textmap = None
         by_file = not settings.sdk_disabled and _configured_by_file(problems)
@@ -268,6 +273,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
         celery.watch(_announce)
+        arq.serving(_announce)
         if instrument:
             _instrument_everything()
         _state.pending += problems

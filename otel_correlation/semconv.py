@@ -98,6 +98,10 @@ MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
 MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
 MESSAGING_DESTINATION_TEMPLATE: Final = "messaging.destination.template"
 MESSAGING_MESSAGE_BODY_SIZE: Final = "messaging.message.body.size"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+# Which try of an arq job it is, from 1, and whether it asked for another.
+ARQ_TRY: Final = "otel_correlation.arq.try"
+ARQ_RETRY: Final = "otel_correlation.arq.retry"
 # How many subscribers Redis handed a published message to.
 REDIS_RECEIVERS: Final = "otel_correlation.redis.receivers"
 
