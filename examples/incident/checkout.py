@@ -39,7 +39,7 @@ class SmallBodies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         length = int(dict(scope.get("headers", ())).get(b"content-length", b"0"))
         if length > 4096:
-            log.warning("refused a body of %d bytes", length)
+            log.getChild("bodies").warning("refused a body of %d bytes", length)
             await JSONResponse({"detail": "an order is not that long"}, 413)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -108,7 +108,7 @@ async def track(number: int) -> dict[str, object]:
 async def print_label(number: int) -> dict[str, object]:
     log.info("label %d: waiting for the printer", number)
     # The mistake of this service: a printer's library that blocks, called in a coroutine.
-    time.sleep(PRINTER_S)
+    time.sleep(PRINTER_S)  # noqa: ASYNC251
     return {"number": number}
 
 

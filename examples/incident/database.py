@@ -9,15 +9,17 @@ import time
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import otel_correlation
-from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+import otel_correlation
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from fastapi import FastAPI, Request
 
 POOL = os.environ["OTEL_SERVICE_NAME"]
 SIZE = int(os.environ.get("POOL_SIZE", "2"))
@@ -44,12 +46,12 @@ async def transaction() -> AsyncIterator[AsyncConnection]:
     with tracer.start_as_current_span(f"wait for a connection of pool {POOL}", attributes=in_use) as span:
         try:
             connection = await engine.connect()
-        except PoolTimeoutError:
+        except PoolTimeoutError as error:
             now = time.monotonic()
             held = ", ".join(f"{request} for {now - since:.1f} s" for request, since in holders.values())
             raise NoConnectionError(
                 f"pool {POOL}: waited {now - begun:.2f} s, {SIZE} of {SIZE} connections in use; held by {held}"
-            ) from None
+            ) from error
         finally:
             span.set_attribute("pool.waited_ms", round((time.monotonic() - begun) * 1000))
     holders[connection] = (otel_correlation.request_id() or "no request", time.monotonic())

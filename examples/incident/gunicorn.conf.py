@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn_worker import UvicornWorker
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class Worker(UvicornWorker):
     # Beyond this many connections uvicorn itself answers 503, before any line of the application runs.
-    CONFIG_KWARGS = {**UvicornWorker.CONFIG_KWARGS, "limit_concurrency": 50}
+    CONFIG_KWARGS: ClassVar = {**UvicornWorker.CONFIG_KWARGS, "limit_concurrency": 50}
 
 
 class WorkerTimeout(SystemExit):
@@ -29,9 +29,9 @@ def post_worker_init(_worker: object) -> None:
     """
     Let a worker that is killed by ``--timeout`` say which request blocked it, and where.
 
-    gunicorn sends SIGABRT, and a second later SIGKILL to those that stay. Under uvicorn's worker the first kills as well,
-    without a word. Raised where the loop is blocked, the exception is this request's: a 500, a span and a log line with the
-    place. The worker then ends as on any SIGTERM: it finishes its other requests and sends what it has of telemetry.
+    gunicorn sends SIGABRT, and a second later SIGKILL to those that stay. Under uvicorn's worker the first kills as
+    well, without a word. Raised where the loop is blocked, the exception is this request's: a 500, a span and a log line
+    with the place. The worker then ends as on any SIGTERM: it finishes its other requests and sends its telemetry.
     """
 
     def abort(_number: int, frame: FrameType | None) -> None:

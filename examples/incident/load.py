@@ -28,14 +28,16 @@ async def order_until_refused(shop: httpx.AsyncClient) -> httpx.Response:
 
 async def main() -> None:
     async with httpx.AsyncClient(base_url=SHOP, timeout=30, trust_env=False) as shop:
-        statements = [asyncio.create_task(shop.get(f"/statements/2026-{month:02}")) for month in range(1, STATEMENTS + 1)]
+        statements = [
+            asyncio.create_task(shop.get(f"/statements/2026-{month:02}")) for month in range(1, STATEMENTS + 1)
+        ]
         try:
             refused = await order_until_refused(shop)
         except httpx.ConnectError:
             raise SystemExit(f"nobody listens at {SHOP}: start examples/incident/run.py first") from None
         finally:
             await asyncio.gather(*statements, return_exceptions=True)
-    print(f"\nThe customer:   \"I got a {refused.status_code}, it says {refused.headers['x-request-id']}\"")
+    print(f'\nThe customer:   "I got a {refused.status_code}, it says {refused.headers["x-request-id"]}"')
     print(f"Who is on call: otel-correlation find {refused.headers['x-request-id']}")
 
 

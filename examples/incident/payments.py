@@ -28,6 +28,15 @@ class Payment(BaseModel):
     card: str
 
 
+class Answer(BaseModel):
+    """
+    What the card network says.
+    """
+
+    card: str
+    charged: bool
+
+
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     async with httpx.AsyncClient(base_url=os.environ["LEDGER_URL"], timeout=3) as ledger:
@@ -44,8 +53,9 @@ async def charge(payment: Payment) -> None:
     """
     if payment.card.startswith("slow-"):
         await asyncio.sleep(30)
-    if payment.card.startswith("odd-"):
-        raise ValueError(f"the network's answer is no JSON, url=https://cards.example/charge?token={payment.card}")
+    answer = {"card": payment.card, "charged": payment.card if payment.card.startswith("odd-") else True}
+    if not Answer.model_validate(answer).charged:
+        raise HTTPException(402, "the card was declined")
 
 
 @app.post("/payments", status_code=201)

@@ -124,7 +124,9 @@ class System:
             text = text.replace(f"@{name}@", str(value))
         config = self.directory / "nginx.conf"
         config.write_text(text)
-        self.start("nginx", program("nginx"), "-e", "stderr", "-c", config)
+        # Started by root, its workers would be another user, who may not enter our folders.
+        user = () if os.geteuid() else ("-g", "user root;")
+        self.start("nginx", program("nginx"), "-e", "stderr", "-c", config, *user)
 
     def stop(self) -> None:
         """
@@ -161,9 +163,17 @@ async def create_tables() -> None:
             (database("postgres"), f"CREATE DATABASE {name}"),
             (database(name), f"CREATE TABLE {table}"),
         ):
-            connection = await asyncpg.connect(url)
+            connection = await connect(url)
             await connection.execute(statement)
             await connection.close()
+
+
+async def connect(url: str) -> asyncpg.Connection:
+    while True:
+        try:
+            return await asyncpg.connect(url)
+        except asyncpg.CannotConnectNowError:  # It listens before it is ready.
+            await asyncio.sleep(0.1)
 
 
 def main() -> None:
