@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -117,7 +118,8 @@ class Scope:
                 begun.given.__exit__()
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("tasks.end")
-        identity.detach(token)
+        finally:
+            identity.detach(token)
 
     async def __aenter__(self) -> Span:
         """
@@ -160,12 +162,13 @@ class Scope:
 
 def _end(span: Span, error: BaseException | None) -> None:
     try:
-        if isinstance(error, Exception):
-            record_exception(span, error)
-        elif error is not None and not isinstance(error, GeneratorExit):
+        if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit):
             # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
-            span.set_attribute(error_attributes.ERROR_TYPE, class_name(type(error)))
-            span.set_status(StatusCode.ERROR)
+            if not isinstance(error, SystemExit) or error.code:
+                span.set_attribute(error_attributes.ERROR_TYPE, class_name(type(error)))
+                span.set_status(StatusCode.ERROR)
+        elif error is not None and not isinstance(error, GeneratorExit):
+            record_exception(span, error)
     finally:
         span.end()
 
