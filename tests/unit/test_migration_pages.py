@@ -18,6 +18,7 @@ from opentelemetry.util.http import parse_excluded_urls
 
 from otel_correlation.policy import Patterns
 from otel_correlation.settings import from_environment
+from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import DEADLINE_S, Service, clean_environment
 
 if TYPE_CHECKING:
@@ -30,6 +31,25 @@ TUTORIAL = (PAGES / "migrate-from-tutorial-middleware.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 ITEM, MAIL, MOUNTED, BOOM, INVALID, SOCKET = "/items/3?q=x", "/mail", "/sub/items/3", "/boom", "/items/none", "/ws"
 ALL = (ITEM, MAIL, MOUNTED, BOOM, INVALID, SOCKET)
+ZERO = ("opentelemetry-instrument",)
+UVICORN = ("uvicorn", "main:app", "--port", "{port}")
+COLLECT = """
+from fastapi.telemetry import get_telemetry_data
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+
+memory = InMemorySpanExporter()
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(memory))
+
+
+def seen(exporter=memory):
+    found = [span for span in exporter.get_finished_spans() if span.kind is not trace.SpanKind.CLIENT]
+    exporter.clear()
+    return [span.name for span in found]
+"""
 
 
 def table(page: str, *header: str) -> list[list[str]]:
@@ -285,6 +305,35 @@ assert [span.attributes["peer.service"] for span in calls] == ["stock.example"]
     python(block + check, OTEL_TRACES_EXPORTER="none")
 
 
+@pytest.mark.slow
+def test_contribs_message_spans_can_be_had_back() -> None:
+    """
+    ``exclude_spans=[]`` and a ``client_response_hook`` bring the INTERNAL spans of messages back, as the page says.
+    """
+    script = f"""
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from otel_correlation import bootstrap
+bootstrap()
+{COLLECT}
+
+
+def spans(**options):
+    app = FastAPI()
+    FastAPIInstrumentor.instrument_app(app, **options)
+    app.add_api_route("/data", lambda: {{}})
+    TestClient(app).get("/data")
+    return sorted(seen())
+
+
+message = "GET /data http send"
+assert spans() == ["GET /data"]
+assert spans(exclude_spans=[]).count(message) == 2
+assert spans(client_response_hook=lambda span, scope, message: None) == ["GET /data", message, message]
+"""
+    python(script, OTEL_TRACES_EXPORTER="none")
+
+
 # FastAPI's own telemetry
 
 
@@ -332,25 +381,6 @@ def test_every_option_of_fastapis_telemetry_is_on_the_page() -> None:
 
     listed = {name for row in table(NATIVE, "`FastAPI(telemetry={...})`", "here") for name in names(row[0])}
     assert listed >= TelemetryConfig.__annotations__.keys()
-
-
-COLLECT = """
-from fastapi.telemetry import get_telemetry_data
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from starlette.testclient import TestClient
-
-memory = InMemorySpanExporter()
-trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(memory))
-
-
-def seen(exporter=memory):
-    found = [span for span in exporter.get_finished_spans() if span.kind is not trace.SpanKind.CLIENT]
-    exporter.clear()
-    return [span.name for span in found]
-"""
 
 
 @pytest.mark.slow
@@ -425,6 +455,29 @@ assert get(instrumented=True) == ([], ["GET /data"])
     python(script, OTEL_TRACES_EXPORTER="none")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("disabled", ["", "fastapi"])
+def test_fastapis_variable_is_left_out_and_it_can_have_the_requests(disabled: str, tmp_path: Path) -> None:
+    """
+    A line says that ``FASTAPI_OTEL_AUTO_CONFIGURE`` is left out; without our edge its spans come, once, and no header.
+    """
+    (tmp_path / "main.py").write_text("from fastapi import FastAPI\napp = FastAPI()\n")
+    with OtlpSink() as sink:
+        environment = clean_environment(
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled,
+            FASTAPI_OTEL_AUTO_CONFIGURE="false" if disabled else "true",
+        )
+        with Service((*ZERO, *UVICORN), tmp_path, environment) as service:
+            header = httpx.get(service.url + "/docs").headers.get("x-request-id")
+            service.stop()
+            output = service.output()
+        scopes = [span.scope for span in sink.spans if span.name == "GET /docs"]
+    assert scopes == ["fastapi" if disabled else "otel_correlation.server"]
+    assert (header is None) is bool(disabled)
+    assert ("FASTAPI_OTEL_AUTO_CONFIGURE is left out" in output) is not bool(disabled)
+
+
 # A tutorial's middleware
 
 MORE = """
@@ -456,8 +509,6 @@ async def socket(socket: fastapi.WebSocket) -> None:
     await socket.accept()
     await socket.close()
 """
-ZERO = ("opentelemetry-instrument",)
-UVICORN = ("uvicorn", "main:app", "--port", "{port}")
 QUOTED = "order-7781-customer-quote"
 
 
