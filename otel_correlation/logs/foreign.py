@@ -14,7 +14,7 @@ import wrapt
 from otel_correlation import guard
 from otel_correlation.logs.lines import text_of
 from otel_correlation.logs.record import seams
-from otel_correlation.policy import scrub
+from otel_correlation.policy import hide_quoted, scrub
 
 if TYPE_CHECKING:
     import logging
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _LIBRARIES: Final = ("structlog", "loguru")
 _DEPTH: Final = 8
 _ITEMS: Final = 256
+# No text that quotes anything is shorter; most fields are.
+_SHORTEST_QUOTE: Final = 16
 _hooked: set[str] = set()
 
 
@@ -102,6 +104,9 @@ class _Printable(Exception):  # noqa: N818 - it stands for another exception, wh
     def __str__(self) -> str:
         return str(self.args[0])
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.args[0]!r})"
+
 
 @functools.lru_cache(maxsize=64)
 def _printable_class(kind: type[BaseException]) -> type[_Printable]:
@@ -142,6 +147,18 @@ def printable(error: BaseException, depth: int = _DEPTH) -> BaseException:
 def _stand_in(error: BaseException) -> BaseException:
     made = _printable_class(type(error))  # type: ignore[arg-type] # typeshed's object.__hash__
     return made(scrub(text_of(error))).with_traceback(error.__traceback__)
+
+
+def hide(fields: MutableMapping[str, Any]) -> None:
+    """
+    Take out of texts and exceptions among ``fields`` what they quote of a user; for warnings and worse, as in records.
+    """
+    for name, value in list(fields.items()):
+        if isinstance(value, str):
+            if len(value) >= _SHORTEST_QUOTE and (shown := hide_quoted(value)) != value:
+                fields[name] = shown
+        elif isinstance(value, BaseException) and (error := printable(value)) is not value:
+            fields[name] = error
 
 
 def scrubbed(value: Any, depth: int = _DEPTH) -> Any:

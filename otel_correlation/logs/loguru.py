@@ -19,7 +19,7 @@ from otel_correlation.logs import foreign
 from otel_correlation.logs.lines import text_of
 from otel_correlation.logs.presets import FIELDS
 from otel_correlation.logs.record import Patch, seams
-from otel_correlation.policy import scrub
+from otel_correlation.policy import hide_quoted, scrub
 
 _core: Final[Any] = importlib.import_module("loguru._logger").Core
 _handler: Final[Any] = importlib.import_module("loguru._handler").Handler
@@ -85,6 +85,11 @@ def _add(core: Any, record: dict[str, Any]) -> None:
         # An intercepted line behind a queue, or of a server: its record has the ids.
         values = tuple(text_of(source.__dict__.get(name, "")) for name in FIELDS)
     extra: dict[str, Any] = record[_EXTRA]
+    if record["level"].no >= logging.WARNING:
+        shown = hide_quoted(record["message"])
+        if shown != record["message"]:
+            record["message"] = shown
+        foreign.hide(extra)
     if not names.is_plain:
         made = Extra(extra)
         made.plain = dict(zip(FIELDS, values, strict=True))

@@ -123,6 +123,8 @@ class _Step:
             if isinstance(event_dict, dict):
                 if _EXCEPTION in event_dict or _EXC_INFO in event_dict:
                     _clean(event_dict)
+                if method in _LEVELS and _LEVELS[method] >= logging.WARNING:
+                    foreign.hide(event_dict)
                 if self._fields:
                     error = lines.resolved(self._given) if self._given else None
                     foreign.add_fields(event_dict, error[1] if error is not None else None)
@@ -230,6 +232,8 @@ def _foreign_step(_logger: Any, _method: str, event_dict: Any) -> Any:
     try:
         if _EXCEPTION in event_dict or _EXC_INFO in event_dict:
             _clean(event_dict)
+        if record.levelno >= logging.WARNING:
+            foreign.hide(event_dict)
         found = record.__dict__
         # The record's own ids, of where it was written: a queue may be between.
         values = tuple(text if isinstance(text := found.get(name, ""), str) else "" for name in FIELDS)

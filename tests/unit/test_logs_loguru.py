@@ -369,6 +369,24 @@ def test_exceptions_lose_what_a_user_sent(kind: str, serialize: bool, sink: Sink
     assert PASSWORD in str(value.__cause__ or value)
 
 
+def test_texts_of_exceptions_in_warnings_lose_what_a_user_sent(sink: Sink) -> None:
+    """
+    ``logger.error(f"failed: {e}")`` and an exception among its fields show no password; what was bound stays as it is.
+    """
+    out = io.StringIO()
+    logger.add(out, serialize=True)
+    bound: dict[str, Any] = {}
+    try:
+        fail("pydantic")
+    except ValueError as error:
+        bound.update(error=error, text=str(error))
+        logger.bind(**bound).error(f"failed: {error}", again=str(error))
+    assert PASSWORD not in out.getvalue() + "".join(sink.messages)
+    assert out.getvalue().count("input_value=REDACTED") == 5  # the text, the message, three fields
+    assert PASSWORD in str(bound["error"])
+    assert PASSWORD in bound["text"]
+
+
 def test_exceptions_without_secrets_are_shown_as_they_are() -> None:
     """
     A traceback that quotes nothing is the very text that loguru makes without us.

@@ -522,6 +522,28 @@ def test_exceptions_in_the_formatter_lose_what_a_user_sent(kind: str) -> None:
         assert "REDACTED" in line
 
 
+@pytest.mark.parametrize("way", ["printed", "record", "foreign"])
+def test_texts_of_exceptions_in_warnings_lose_what_a_user_sent(way: str, out: io.StringIO) -> None:
+    """
+    ``log.error("failed", error=str(e))``, the exception itself as a field and its text as the event show no password.
+    """
+    kept = processor_formatter()
+    if way == "printed":
+        own_renderer(out, wrapper_class=structlog.BoundLogger)
+    logger = structlog.get_logger("app")
+    try:
+        fail("pydantic")
+    except ValueError as error:
+        if way == "foreign":
+            logging.getLogger("app").error("failed: %s", error)
+        else:
+            logger.error(f"failed: {error}", error=error, text=str(error), customer="c-42")  # noqa: G004 - what users write
+    text = out.getvalue() + "".join(kept.lines)
+    assert PASSWORD not in text
+    assert text.count("input_value=REDACTED") == (1 if way == "foreign" else 3)
+    assert ("c-42" in text) is (way != "foreign")
+
+
 def test_exceptions_without_secrets_are_shown_as_they_are(out: io.StringIO) -> None:
     """
     A traceback that quotes nothing is the very text that structlog makes without us.
