@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_correlation import guard, logs, semconv
 from otel_correlation._early import LIMITS, is_limit, originals, replace
 from otel_correlation._version import __version__
-from otel_correlation.settings import Settings, from_environment, with_overrides
+from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -69,8 +69,20 @@ from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 from otel_correlation.tasks import arq, celery  # noqa: E402
 
+# The instrumentations that know sqlcommenter, and which of its values a statement gets: of all only the traceparent.
+_COMMENTING: Final = tuple(
+    f"opentelemetry.instrumentation.{name}:"
+    for name in ("sqlalchemy", "psycopg", "psycopg2", "mysql", "mysqlclient", "pymysql", "pymssql", "sqlite3")
+)
+_COMMENT: Final = dict.fromkeys(
+    (
+        *("db_driver", "db_framework", "dbapi_threadsafety", "dbapi_level", "driver_paramstyle", "libpq_version"),
+        *("mysql_client_version", "tracestate"),
+    ),
+    False,
+)
 # Our name among the entry points of the distributions.
-_NAME: Final = "otel_correlation"
+_NAME: Final = DISTRO
 
 
 class _State:
@@ -119,6 +131,8 @@ class Distro(BaseDistro):  # type: ignore[misc]
                 return  # ours does it, for subclasses that override run(), too
             if settings.sdk_disabled and not value.startswith("opentelemetry.instrumentation.httpx"):
                 return
+            if settings.sql_comments and value.startswith(_COMMENTING):
+                kwargs = {"enable_commenter": True, "commenter_options": _COMMENT, **kwargs}
         elif settings is not None:
             return
         super().load_instrumentor(entry_point, **kwargs)
@@ -147,7 +161,12 @@ def _another_was_chosen() -> bool:
     Tell whether the standard variables name another distribution and do not name our configurator.
     """
     distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
-    return distro not in ("", _NAME) and os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() != _NAME
+    if distro in ("", _NAME) or os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() == _NAME:
+        return False
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+
+    # One that is not installed was chosen by mistake: the settings say so, and ours runs.
+    return bool(entry_points(group="opentelemetry_distro", name=distro))
 
 
 def _stand_back(**kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from otel_correlation import policy, semconv
-from otel_correlation._early import originals
+from otel_correlation._early import LISTS, originals
 from otel_correlation.guard import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Protocol = Literal["http/protobuf", "grpc"]
+
+# The name of our entry points.
+DISTRO: Final = "otel_correlation"
+_CATEGORIES: Final = frozenset({"http", "database", "code", "messaging", "rpc", "k8s", "graphql", "system", "faas"})
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 SAMPLERS: Final = (
@@ -58,6 +62,7 @@ class Settings:
         logs_export: Whether records of unsampled traces go to OTLP, too.
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
         websocket: One trace per connection, or one per received message.
+        sql_comments: Whether ``opentelemetry-instrument`` has SQL statements carry the ``traceparent`` in a comment.
         patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits.
         messages: A consumer's span is in the producer's trace (``continue``), or in one of its own with a link.
         stores: Where ``find`` looks.
@@ -111,6 +116,7 @@ class Settings:
     logs_export: Literal["all", "sampled"] = "all"
     query_values: Literal["all", "sensitive", "none"] = "sensitive"
     websocket: Literal["connection", "message"] = "connection"
+    sql_comments: bool = False
     patch_threads: bool = True
     messages: Literal["continue", "link"] = "continue"
     stores: tuple[str, ...] = ()
@@ -423,6 +429,40 @@ def _sdk_disabled(env: _Environment) -> bool:
     return value.lower() == "true"
 
 
+def _opt_in(env: _Environment) -> set[str]:
+    name = "OTEL_SEMCONV_STABILITY_OPT_IN"
+    words = {entry.lower(): entry for entry in env.names(name)}
+    for word, entry in words.items():
+        # Whatever the conventions call a category, with or without its old names; and what gen_ai opts into.
+        if word.removesuffix("/dup") not in _CATEGORIES and not word.startswith("gen_ai"):
+            env.wrong(name, entry, "http", "http, http/dup or another category of the semantic conventions")
+    return set(words)
+
+
+def _stores(env: _Environment) -> tuple[str, ...]:
+    name = semconv.OTEL_CORRELATION_STORES
+    entries = env.names(name)
+    for entry in entries:
+        if "=" not in entry and not _good_url(entry):
+            env.wrong(name, entry, "no store", "http://HOST:PORT or KIND=http://HOST:PORT; `find` refuses it")
+    return entries
+
+
+def _check_plugs(env: _Environment, known: Callable[[str, str], bool]) -> None:
+    """
+    Tell of names that stock packages look for and do not find: they say nothing, or print a traceback.
+    """
+    name = "OTEL_PYTHON_DISTRO"
+    distro = env.text(name)
+    if distro and distro != DISTRO and not known("opentelemetry_distro", distro):
+        env.wrong(name, distro, DISTRO, "no distribution of that name is installed")
+    name = "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"
+    group, built_in = LISTS[name]
+    for entry in env.names(name):
+        if entry not in built_in and not known(group, entry):
+            env.wrong(name, entry, "the other detectors", "no resource detector of that name is installed")
+
+
 def _first(env: _Environment, *names: str) -> str:
     return next((value for name in names if (value := env.text(name))), "")
 
@@ -465,7 +505,8 @@ def from_environment(
         if env.text("OTEL_BSP_MAX_EXPORT_BATCH_SIZE"):
             env.wrong("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", str(batch_size), queue_size, "at most the queue's size")
         batch_size = queue_size
-    opt_in = {entry.lower() for entry in env.names("OTEL_SEMCONV_STABILITY_OPT_IN")}
+    opt_in = _opt_in(env)
+    _check_plugs(env, is_known)
     choice = cast("Any", env.choice)
     preset = choice(semconv.OTEL_CORRELATION_LOG_PRESET, tuple(semconv.LOG_PRESETS), "otel")
     return Settings(
@@ -484,9 +525,10 @@ def from_environment(
         logs_export=choice(semconv.OTEL_CORRELATION_LOGS_EXPORT, ("all", "sampled"), "all"),
         query_values=choice(semconv.OTEL_CORRELATION_QUERY_VALUES, ("all", "sensitive", "none"), "sensitive"),
         websocket=choice(semconv.OTEL_CORRELATION_WEBSOCKET, ("connection", "message"), "connection"),
+        sql_comments=env.boolean(semconv.OTEL_CORRELATION_SQL_COMMENTS, default=False),
         patch_threads=env.boolean(semconv.OTEL_CORRELATION_PATCH_THREADS, default=True),
         messages=choice(semconv.OTEL_CORRELATION_MESSAGES, ("continue", "link"), "continue"),
-        stores=env.names(semconv.OTEL_CORRELATION_STORES),
+        stores=_stores(env),
         edge=_edge(env),
         trusted_networks=_declared(env, semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, policy.peers),
         trusted_proxies=_declared(env, semconv.OTEL_CORRELATION_TRUSTED_PROXIES, policy.peers),

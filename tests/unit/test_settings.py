@@ -28,6 +28,8 @@ def installed(group: str, name: str) -> bool:
         ("opentelemetry_propagator", "b3"),
         ("opentelemetry_traces_sampler", "mine"),
         ("opentelemetry_traces_exporter", "zipkin"),
+        ("opentelemetry_distro", "other"),
+        ("opentelemetry_resource_detector", "gcp"),
     }
 
 
@@ -83,6 +85,7 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ("logs_export", {semconv.OTEL_CORRELATION_LOGS_EXPORT: "sampled"}, "sampled"),
     ("query_values", {semconv.OTEL_CORRELATION_QUERY_VALUES: "none"}, "none"),
     ("websocket", {semconv.OTEL_CORRELATION_WEBSOCKET: "message"}, "message"),
+    ("sql_comments", {semconv.OTEL_CORRELATION_SQL_COMMENTS: "true"}, True),
     ("patch_threads", {semconv.OTEL_CORRELATION_PATCH_THREADS: "off"}, False),
     ("messages", {semconv.OTEL_CORRELATION_MESSAGES: "Link"}, "link"),
     ("edge", {semconv.OTEL_CORRELATION_EDGE: "open"}, "open"),
@@ -102,7 +105,7 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ),
     ("outbound_baggage", {semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE: "none"}, ("none",)),
     ("outbound_request_id", {semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID: "*"}, ("*",)),
-    ("stores", {semconv.OTEL_CORRELATION_STORES: "a , b,,"}, ("a", "b")),
+    ("stores", {semconv.OTEL_CORRELATION_STORES: "http://a , b=http://b,,"}, ("http://a", "b=http://b")),
     ("propagators", {"OTEL_PROPAGATORS": "baggage,b3,baggage"}, ("baggage", "b3")),
     ("propagators", {"OTEL_PROPAGATORS": "none"}, ()),
     ("propagators", {"OTEL_PROPAGATORS": "None"}, ()),
@@ -206,6 +209,7 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     (semconv.OTEL_CORRELATION_LOGS_EXPORT, "some", "all", "logs_export", "all"),
     (semconv.OTEL_CORRELATION_QUERY_VALUES, "no", "sensitive", "query_values", "sensitive"),
     (semconv.OTEL_CORRELATION_WEBSOCKET, "frame", "connection", "websocket", "connection"),
+    (semconv.OTEL_CORRELATION_SQL_COMMENTS, "some", "false", "sql_comments", False),
     (semconv.OTEL_CORRELATION_PATCH_THREADS, "some", "true", "patch_threads", True),
     (semconv.OTEL_CORRELATION_MESSAGES, "join", "continue", "messages", "continue"),
     ("OTEL_PROPAGATORS", "jaeger", "tracecontext,baggage,xrequestid", "propagators", Settings().propagators),
@@ -246,6 +250,13 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5", "512", "max_batch_size", 512),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "2048", "max_batch_size", 2_048),
     ("OTEL_PYTHON_LOG_CORRELATION", "2", "false", "log_correlation", False),
+    *[("OTEL_SEMCONV_STABILITY_OPT_IN", value, "http", "semconv_dup", False) for value in ("htpp/dup", "old", "/dup")],
+    *[
+        (semconv.OTEL_CORRELATION_STORES, value, "no store", "stores", (value,))
+        for value in ("lala", "ftp://a", "http:/")
+    ],
+    ("OTEL_PYTHON_DISTRO", "bogus", "otel_correlation", "enabled", True),
+    ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "bogus", "the other detectors", "enabled", True),
     # Who says something about trust wants less of it than there is by default: the closed side is the safe one.
     (semconv.OTEL_CORRELATION_EDGE, "pubic", "public", "edge", "public"),
     *[
@@ -298,6 +309,22 @@ def test_not_utf8(name: str) -> None:
     assert settings == replace(Settings(), **CLOSED.get(name, {}))
     assert len(settings.problems) == 1
     assert settings.problems[0].startswith(f"{name}='caf\\udce9' is not usable")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OTEL_SEMCONV_STABILITY_OPT_IN": "HTTP/dup,database,code/dup,messaging,gen_ai_latest_experimental"},
+        {"OTEL_PYTHON_DISTRO": "otel_correlation"},
+        {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel,process,*,gcp"},
+        {"OTEL_PYTHON_DISTRO": "other"},
+    ],
+)
+def test_what_stock_packages_know_is_no_problem(environ: dict[str, str]) -> None:
+    """
+    A category of the conventions, an installed distribution or resource detector: nothing is said.
+    """
+    assert read(**environ).problems == ()
 
 
 def test_partly_wrong_lists() -> None:
