@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from otel_correlation import semconv
 from otel_correlation.cli import FAILED, LOCAL_MODULES, OK
+from otel_correlation.policy import ALL, NONE
 from otel_correlation.settings import from_environment
 
 if TYPE_CHECKING:
@@ -133,9 +134,32 @@ def _effective(report: _Report, settings: Settings) -> None:
     report.fact("propagators", ", ".join(settings.propagators) or "none")
     headers = ", ".join(name.decode("ascii") for name in settings.request_id_headers)
     report.fact("request id", f"in: {headers}; out: {settings.response_header}")
+    report.fact("continues", _continued(settings))
+    for header in ("traceparent", "baggage", "request_id"):
+        report.fact(f"{header.replace('_', ' ')} to", _sent_to(settings, getattr(settings, f"outbound_{header}")))
     report.fact(
         "find asks", ", ".join(map(_without_userinfo, settings.stores)) or "http://127.0.0.1:4318 (the embedded store)"
     )
+
+
+def _continued(settings: Settings) -> str:
+    networks = [entry for entry in settings.trusted_networks if entry != NONE]
+    proxies = [entry for entry in settings.trusted_proxies if entry != NONE]
+    if settings.edge == "open" and not settings.trusted_networks:
+        return "every caller"
+    if not networks:
+        return "no caller"
+    behind = f", also behind {', '.join(proxies)}" if proxies else ""
+    forces = f"; {settings.force_sample_header} of theirs forces sampling" if settings.force_sample_header else ""
+    return f"callers in {', '.join(networks)}{behind}{forces}"
+
+
+def _sent_to(settings: Settings, patterns: tuple[str, ...]) -> str:
+    public = settings.edge == "public"
+    if ALL in patterns or not (patterns or public):
+        return "every host"
+    internal = ["internal hosts"] if public and NONE not in patterns else []
+    return ", ".join([*internal, *(entry for entry in patterns if entry != NONE)]) or "no host"
 
 
 def _reachable(report: _Report, settings: Settings, environ: Mapping[str, str]) -> None:

@@ -107,6 +107,8 @@ def _tell_trace(screen: Screen, trace: Trace) -> None:
             f"  {_took(begin)}  {_time(begin.start_ns)}  {begin.service}",
         )
     screen.line(("request id  ", _SOFT), ", ".join(trace.request_ids) or "none")
+    if sent := trace.caller_request_ids:
+        screen.line(("caller sent ", _SOFT), ", ".join(sent), (" (not trusted)", _SOFT))
     screen.line(("trace id    ", _SOFT), trace.trace_id)
     if why := cause(trace):
         _tell_cause(screen, why)

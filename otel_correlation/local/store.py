@@ -27,26 +27,28 @@ MAX_TRACE_ROWS: Final = 10_000
 # The most traces that one id may bring up: short ids repeat.
 MAX_FOUND: Final = 20
 _ENTRY_CANDIDATES: Final = 50
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE traces (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT UNIQUE NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
 );
 CREATE TABLE spans (
     trace_id TEXT NOT NULL, span_id TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
-    failed INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL, data TEXT NOT NULL,
-    PRIMARY KEY (trace_id, span_id)
+    failed INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL, caller_id TEXT NOT NULL,
+    data TEXT NOT NULL, PRIMARY KEY (trace_id, span_id)
 );
 CREATE TABLE logs (
     trace_id TEXT NOT NULL, digest BLOB NOT NULL, time_ns INTEGER NOT NULL, service TEXT NOT NULL,
     request_id TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (trace_id, digest)
 );
 CREATE INDEX spans_by_request_id ON spans (request_id) WHERE request_id <> '';
+CREATE INDEX spans_by_caller_id ON spans (caller_id) WHERE caller_id <> '';
 CREATE INDEX logs_by_request_id ON logs (request_id) WHERE request_id <> '';
 """
 
 _BY_REQUEST_ID: Final = """
 SELECT trace_id FROM spans WHERE request_id = :request_id AND request_id <> ''
+UNION SELECT trace_id FROM spans WHERE caller_id = :request_id AND caller_id <> ''
 UNION SELECT trace_id FROM logs WHERE request_id = :request_id AND request_id <> ''
 """
 _RECENT: Final = f"""
@@ -205,8 +207,9 @@ class LocalStore:
                 span.failed,
                 span.service,
                 span.request_id,
+                span.caller_request_id,
             )
-            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
+            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
             self._count(span.trace_id, len(data), done.rowcount)
 
     def _add_log(self, line: LogLine) -> None:

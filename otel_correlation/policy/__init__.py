@@ -4,7 +4,7 @@ What is decided by rule: what is left out of spans, whose ids are continued, and
 
 from __future__ import annotations
 
-from otel_correlation.policy.outbound import Outbound, host_pattern, outbound_for
+from otel_correlation.policy.outbound import ALL, Outbound, host_pattern, outbound_for
 from otel_correlation.policy.recording import (
     REDACTED,
     HeaderCapture,
@@ -16,6 +16,7 @@ from otel_correlation.policy.scrubbing import hide_quoted, scrub
 from otel_correlation.policy.trust import NONE, Trust, peers, trust_for
 
 __all__ = [
+    "ALL",
     "NONE",
     "REDACTED",
     "HeaderCapture",

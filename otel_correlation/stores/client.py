@@ -45,6 +45,8 @@ class Store(Protocol):
         """
         Return the traces that ``wanted`` names: by its trace id (``trace_ids``) and by the attribute ``request_id``.
 
+        What a caller that is not trusted sent as its request id (``semconv.CALLER_REQUEST_ID``) counts, too.
+
         Raises:
             StoreError: The store did not answer.
         """

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Final
 
-from otel_correlation.semconv import REQUEST_ID
+from otel_correlation.semconv import CALLER_REQUEST_ID, REQUEST_ID
 from otel_correlation.stores.client import TIMEOUT_S, Http, StoreError, trace_id_of
 from otel_correlation.stores.model import Event, Json, Span, Trace, as_int, as_list, as_object, as_text
 
@@ -41,7 +41,7 @@ class JaegerStore:
 
     def _search(self, wanted: str, found: dict[str, Trace]) -> None:
         """
-        Look for the attribute ``request_id``; Jaeger searches one service at a time, so every service is asked.
+        Look for the attributes that hold request ids; Jaeger takes one service and one of them at a time.
         """
         _, answer = self._http.get("/api/services")
         services = [] if answer is None else as_list(as_object(answer).get("data") or [])
@@ -52,15 +52,16 @@ class JaegerStore:
                 raise StoreError(
                     f"{self._http.url} is too slow: gave up before all {len(services)} services were searched"
                 )
-            query: dict[str, str | int] = {
-                "service": as_text(service),
-                "tags": json.dumps({REQUEST_ID: wanted}),
-                "start": now_us - SEARCH_DAYS * _DAY_US,
-                "end": now_us,
-                "limit": MAX_TRACES,
-            }
-            for trace_id, trace in self._traces("/api/traces", query).items():
-                found.setdefault(trace_id, trace)
+            for name in (REQUEST_ID, CALLER_REQUEST_ID):
+                query: dict[str, str | int] = {
+                    "service": as_text(service),
+                    "tags": json.dumps({name: wanted}),
+                    "start": now_us - SEARCH_DAYS * _DAY_US,
+                    "end": now_us,
+                    "limit": MAX_TRACES,
+                }
+                for trace_id, trace in self._traces("/api/traces", query).items():
+                    found.setdefault(trace_id, trace)
 
     def _traces(self, path: str, query: dict[str, str | int] | None = None) -> dict[str, Trace]:
         _, answer = self._http.get(path, query)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from otel_correlation.semconv import REQUEST_ID
+from otel_correlation.semconv import CALLER_REQUEST_ID, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,7 +55,14 @@ class Span:
         """
         Return the attribute ``request_id``, or an empty string.
         """
-        return _request_id(self.attributes)
+        return _text(self.attributes, REQUEST_ID)
+
+    @property
+    def caller_request_id(self) -> str:
+        """
+        Return what a caller that was not trusted sent as its request id, or an empty string.
+        """
+        return _text(self.attributes, CALLER_REQUEST_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class LogLine:
         """
         Return the attribute ``request_id``, or an empty string.
         """
-        return _request_id(self.attributes)
+        return _text(self.attributes, REQUEST_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,13 @@ class Trace:
         return tuple(dict.fromkeys(part.request_id for part in self.parts if part.request_id))
 
     @property
+    def caller_request_ids(self) -> tuple[str, ...]:
+        """
+        Return the request ids of callers that were not trusted, each once, earliest first.
+        """
+        return tuple(dict.fromkeys(span.caller_request_id for span in self.spans if span.caller_request_id))
+
+    @property
     def services(self) -> tuple[str, ...]:
         """
         Return the services that took part, each once, in order of appearance.
@@ -125,8 +139,8 @@ class Trace:
         return tuple(dict.fromkeys(part.service for part in self.parts))
 
 
-def _request_id(attributes: Mapping[str, Json]) -> str:
-    value = attributes.get(REQUEST_ID)
+def _text(attributes: Mapping[str, Json], name: str) -> str:
+    value = attributes.get(name)
     return value if isinstance(value, str) else ""
 
 

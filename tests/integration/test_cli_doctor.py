@@ -85,6 +85,46 @@ def test_doctor_names_every_problem(doctor: Doctor) -> None:
     assert "FASTAPI_OTEL_AUTO_CONFIGURE is on" in done.out
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, ["every caller", "every host", "every host", "every host"]),
+        ({"EDGE": "public"}, ["no caller", "internal hosts", "internal hosts", "internal hosts"]),
+        (
+            {
+                "EDGE": "public",
+                "TRUSTED_NETWORKS": "10.0.0.0/8,unix",
+                "TRUSTED_PROXIES": "127.0.0.1",
+                "FORCE_SAMPLE_HEADER": "X-Force",
+                "OUTBOUND_TRACEPARENT": "api.example.com",
+                "OUTBOUND_BAGGAGE": "none",
+                "OUTBOUND_REQUEST_ID": "*",
+            },
+            [
+                "callers in 10.0.0.0/8, unix, also behind 127.0.0.1/32; X-Force of theirs forces sampling",
+                "internal hosts, api.example.com",
+                "no host",
+                "every host",
+            ],
+        ),
+        ({"TRUSTED_NETWORKS": "none", "OUTBOUND_BAGGAGE": "a,b"}, ["no caller", "every host", "a, b", "every host"]),
+    ],
+)
+def test_doctor_tells_who_is_trusted(doctor: Doctor, variables: dict[str, str], told: list[str]) -> None:
+    """
+    The policy in force: whose ids are continued, and which hosts get which of ours.
+    """
+    done = doctor(**{f"OTEL_CORRELATION_{name}": value for name, value in variables.items()})
+    facts = ("continues", "traceparent to", "baggage to", "request id to")
+    shown = [
+        line.split(maxsplit=name.count(" ") + 1)[-1]
+        for name in facts
+        for line in done.out.splitlines()
+        if line.startswith(f"  {name} ")
+    ]
+    assert shown == told
+
+
 def test_doctor_shows_no_secret(doctor: Doctor) -> None:
     """
     Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.

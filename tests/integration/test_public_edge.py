@@ -18,7 +18,7 @@ from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import DEADLINE_S, Service, clean_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
 GATE = """
@@ -121,7 +121,7 @@ class Gate:
 
 
 @contextmanager
-def gate(directory: Path, *options: str, **variables: str) -> Iterator[Gate]:
+def gate(directory: Path, *options: str, **variables: str) -> Generator[Gate]:
     """
     Run a gate with these variables.
     """

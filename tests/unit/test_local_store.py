@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from otel_correlation.local.store import LocalStore, StoreFileError
 from otel_correlation.request_id import to_trace_id
+from otel_correlation.semconv import CALLER_REQUEST_ID
 from tests.local_payloads import REQUEST_ID, TRACE_ID, checkout, log, span
 
 if TYPE_CHECKING:
@@ -145,6 +146,19 @@ def test_counts_agree_with_the_tables_whatever_arrives(parts: list[tuple[int, in
         assert store.counts.bytes <= 4000
     finally:
         store.close()
+
+
+def test_what_a_stranger_sent_finds_its_trace(store: LocalStore) -> None:
+    """
+    The request id of a caller that was not trusted finds the trace that was made instead, beside the one it names.
+    """
+    wanted = "order-7781-customer-quote"
+    keep(store, root(1, wanted), root(2, attributes={CALLER_REQUEST_ID: wanted, "request_id": "made-instead"}), root(3))
+    found = store.find(wanted).result()
+    assert [(trace.trace_id[-1], trace.request_ids, trace.caller_request_ids) for trace in found] == [
+        ("2", ("made-instead",), (wanted,)),
+        ("1", (wanted,), ()),
+    ]
 
 
 def test_recent_traces_can_be_narrowed(store: LocalStore) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from otel_correlation.local import LocalServer
+from otel_correlation.semconv import CALLER_REQUEST_ID
 from otel_correlation.stores import Span, StoreError, Trace, cause, client, configured, find
 from otel_correlation.stores.embedded import EmbeddedStore
 from otel_correlation.stores.jaeger import JaegerStore
@@ -111,7 +112,8 @@ def jaeger(path: str) -> Answer:
     if parts.path == "/api/services":
         return 200, b'{"data": ["orders", "inventory"], "total": 2, "limit": 0, "offset": 0, "errors": null}'
     if parts.path == "/api/traces":
-        hit = query["service"] == ["inventory"] and json.loads(query["tags"][0]) == {"request_id": REQUEST_ID}
+        wanted = {"request_id": REQUEST_ID}, {CALLER_REQUEST_ID: "what-a-stranger-sent"}
+        hit = query["service"] == ["inventory"] and json.loads(query["tags"][0]) in wanted
         return 200, json.dumps({"data": [JAEGER_TRACE] if hit else [], "errors": None}).encode()
     if parts.path == f"/api/traces/{TRACE_ID}":
         return 200, json.dumps({"data": [JAEGER_TRACE]}).encode()
@@ -146,7 +148,9 @@ def test_jaeger_is_searched_service_by_service() -> None:
         found = JaegerStore(url).find(REQUEST_ID)
         assert [trace.trace_id for trace in found] == [TRACE_ID]
         assert asked[0] == f"/api/traces/{client.trace_id_of(REQUEST_ID)}"
-        assert [parse_qs(urlsplit(path).query)["service"] for path in asked[2:]] == [["orders"], ["inventory"]]
+        services = [parse_qs(urlsplit(path).query)["service"] for path in asked[2:]]
+        assert services == [["orders"], ["orders"], ["inventory"], ["inventory"]]
+        assert [trace.trace_id for trace in JaegerStore(url).find("what-a-stranger-sent")] == [TRACE_ID]
         assert JaegerStore(url).find("42") == []
 
 
