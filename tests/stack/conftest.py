@@ -4,6 +4,7 @@ The real collector and Jaeger for each test that asks for them; what is missing 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -47,6 +48,24 @@ def libraries(request: pytest.FixtureRequest) -> Path:
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         subprocess.run([*command, base], cwd=ROOT, check=True, timeout=1800)
     return ROOT / ".venv-libraries" / "bin"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """
+    Return a Chromium; where there is none, it is installed from the operating system's packages.
+    """
+    if _browser() is None and shutil.which("apt-get") is not None:
+        for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "chromium")):
+            subprocess.run(["apt-get", "-qq", *arguments], check=False, timeout=600, capture_output=True)
+    found = _browser()
+    assert found is not None, "these tests need Chromium: install the package `chromium`"
+    return found
+
+
+def _browser() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 @pytest.fixture

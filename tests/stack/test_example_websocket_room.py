@@ -4,6 +4,7 @@ The example websocket-room as its users run it: two workers, a real Redis, socke
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from websockets.sync.client import connect
 from tests.integration.otlp_sink import OtlpSink
 from tests.stack.harness import DEADLINE_S, ROOT, Machine, Process, eventually, get
 from tests.stack.servers import Redis
+from tests.stack.test_page import FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,7 +195,8 @@ class Room:
         End the workers, and look through everything that is left of them for what must not be there.
         """
         for worker in self.workers:
-            worker.stop()
+            if worker.popen.poll() is None:
+                worker.stop()
         left = "".join(worker.log.read_text() for worker in self.workers)
         assert "Traceback" not in left
         left += "".join(map(repr, self.sink.spans)) + "".join(map(repr, self.sink.logs))
@@ -533,3 +536,112 @@ def test_uvicorn_workers(room: Room) -> None:
     assert (message["text"], message["request_id"]) == ("across", sender.handshake_id)
     for client in opened:
         client.socket.close()
+
+
+class Browser:
+    """
+    A headless Chromium with one page, driven over the DevTools protocol.
+    """
+
+    def __init__(self, machine: Machine, chromium: str) -> None:
+        profile = machine.directory / "profile"
+        flags = [flag for flag in FLAGS if not flag.startswith(("--virtual-time-budget", "--dump-dom"))]
+        command = [chromium, *flags, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        process = machine.start("chromium", command, {})
+        told = profile / "DevToolsActivePort"
+        eventually("Chromium", lambda: told.exists() and "\n" in told.read_text(), while_running=[process])
+        port = int(told.read_text().split()[0])
+
+        def page() -> str | None:
+            targets = get(f"http://127.0.0.1:{port}/json/list").json()
+            return next((target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"), None)
+
+        self._connecting = connect(
+            eventually("a page", page), proxy=None, max_size=None, open_timeout=DEADLINE_S, close_timeout=1
+        )
+        self._socket = self._connecting.__enter__()
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        """
+        Use it as a context manager that closes.
+        """
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """
+        Let go of the page; the process ends with the test.
+        """
+        self._socket.close()
+
+    def command(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """
+        Return the result of one command.
+        """
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=DEADLINE_S))
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def run(self, script: str) -> Any:
+        """
+        Return the value of an expression in the page.
+        """
+        result = self.command("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def text(self) -> str:
+        """
+        Return what a person sees.
+        """
+        return str(self.run("document.body ? document.body.innerText : ''"))
+
+    def sees(self, what: str) -> None:
+        """
+        Wait until a person sees it.
+        """
+        eventually(f"{what!r} on the page", lambda: what in self.text())
+
+
+def test_browser(room: Room, machine: Machine, chromium: str) -> None:
+    """
+    In a real browser: the id after joining, one's own and others' messages with their ids, markup as text, a refusal.
+    """
+    port = room.start()
+    with room.join("ada", port) as ada, Browser(machine, chromium) as browser:
+        browser.command("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        eventually("the page", lambda: browser.run("!!document.getElementById('join')"))
+
+        def fill(form: str, field: str, value: str) -> None:
+            browser.run(f"document.getElementById({field!r}).value = {json.dumps(value)}")
+            browser.run(f"document.querySelector('#{form} button').click()")
+
+        fill("join", "token", room.token("bob"))
+        browser.sees("You are bob")
+        quoted = re.search(r"Quote ([0-9a-f]{32})", browser.text())
+        assert quoted is not None
+        fill("say", "text", "hello from a browser")
+        message = ada.next("message")
+        assert (message["from"], message["text"]) == ("bob", "hello from a browser")
+        assert message["request_id"] == quoted[1]
+        browser.sees(f"request {quoted[1]} · trace {message['trace_id']}")
+        ada.say("<img src=x onerror=\"document.title='OWNED'\">")
+        mine = ada.next("message")
+        browser.sees("ada: <img src=x onerror=")
+        browser.sees(f"request {ada.handshake_id} · trace {mine['trace_id']}")
+        assert browser.run("document.title") == "websocket-room"
+        if "WEBSOCKET_ROOM_SCREENSHOT" in os.environ:
+            shot = browser.command("Page.captureScreenshot", format="png")["data"]
+            Path(os.environ["WEBSOCKET_ROOM_SCREENSHOT"]).write_bytes(base64.b64decode(shot))
+        room.workers[0].stop()
+        browser.sees("The connection ended (1012).")
+        room.start()
+        browser.command("Page.navigate", url=f"http://127.0.0.1:{room.ports[-1]}/")
+        eventually("the page", lambda: browser.run("!!document.getElementById('join')"))
+        fill("join", "token", "not-a-token-of-ours")
+        browser.sees("Refused: the token is wrong. Quote ")

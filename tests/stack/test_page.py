@@ -5,7 +5,6 @@ The page in a real browser: hostile telemetry is text, and the story can be read
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -33,26 +31,6 @@ FLAGS = [
     "--virtual-time-budget=3000",
     "--dump-dom",
 ]
-
-
-def installed() -> str | None:
-    """
-    Return the browser's path, or None.
-    """
-    return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """
-    Return a Chromium; where there is none, it is installed from the operating system's packages.
-    """
-    if installed() is None and shutil.which("apt-get") is not None:
-        for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "chromium")):
-            subprocess.run(["apt-get", "-qq", *arguments], check=False, timeout=600, capture_output=True)
-    found = installed()
-    assert found is not None, "these tests need Chromium: install the package `chromium`"
-    return found
 
 
 @pytest.fixture
