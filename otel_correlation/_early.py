@@ -1,8 +1,9 @@
 """
 Values that stop the start before any distribution is asked: taken out of the environment when the interpreter starts.
 
-The API reads OTEL_PROPAGATORS, and the SDK its limits, while they are imported, and raise on a wrong value; under
-``opentelemetry-instrument`` that happens before our distro is loaded. ``otel_correlation.pth`` imports this module,
+The API reads OTEL_PROPAGATORS, and the SDK its limits, while they are imported, and raise on a wrong value (of a
+resource detector the SDK prints a traceback); under ``opentelemetry-instrument`` that happens before our distro is
+loaded. ``otel_correlation.pth`` imports this module,
 only where one of these variables is set. The originals travel in one variable, so that the process which serves can
 say what was wrong. See ADR 006.
 """
@@ -16,7 +17,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-PROPAGATORS: Final = "OTEL_PROPAGATORS"
+# Comma lists of entry points: their group, and the names that need no look.
+LISTS: Final = {
+    "OTEL_PROPAGATORS": ("opentelemetry_propagator", frozenset({"tracecontext", "baggage", "none", "xrequestid"})),
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": (
+        "opentelemetry_resource_detector",
+        frozenset({"otel", "process", "os", "host", "service_instance", "*"}),
+    ),
+}
 LIMITS: Final = (
     "OTEL_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
@@ -29,7 +37,6 @@ LIMITS: Final = (
 )
 # Not a setting: how one process tells the next what it replaced.
 _REPLACED: Final = "_OTEL_CORRELATION_REPLACED"
-_KNOWN: Final = frozenset({"tracecontext", "baggage", "none", "xrequestid"})
 
 
 def is_limit(value: str) -> bool:
@@ -40,12 +47,13 @@ def is_limit(value: str) -> bool:
     return text in ("", "unset") or (text.isascii() and text.isdigit())
 
 
-def _is_installed(name: str) -> bool:
-    if name in _KNOWN:
+def _is_installed(variable: str, name: str) -> bool:
+    group, known = LISTS[variable]
+    if name in known:
         return True
     from importlib.metadata import entry_points  # noqa: PLC0415 - costs milliseconds and is rarely needed
 
-    return bool(entry_points(group="opentelemetry_propagator", name=name))
+    return bool(entry_points(group=group, name=name))
 
 
 def replace(environ: MutableMapping[str, str]) -> None:
@@ -53,16 +61,17 @@ def replace(environ: MutableMapping[str, str]) -> None:
     Take wrong values out of ``environ`` and remember them there.
     """
     wrong: dict[str, str] = {}
-    value = environ.get(PROPAGATORS, "")
-    names = [name.strip() for name in value.split(",")]
-    good = [name for name in names if name and _is_installed(name)]
-    # An empty value, too: the API looks for a propagator without a name.
-    if PROPAGATORS in environ and good != names:
-        wrong[PROPAGATORS] = value
-        if good:
-            environ[PROPAGATORS] = ",".join(good)
-        else:
-            del environ[PROPAGATORS]
+    for variable in LISTS:
+        value = environ.get(variable, "")
+        names = [name.strip() for name in value.split(",")]
+        good = [name for name in names if name and _is_installed(variable, name)]
+        # An empty value, too: the API looks for a propagator without a name.
+        if variable in environ and good != names:
+            wrong[variable] = value
+            if good:
+                environ[variable] = ",".join(good)
+            else:
+                del environ[variable]
     for name in LIMITS:
         if name in environ and not is_limit(environ[name]):
             wrong[name] = environ.pop(name)
