@@ -31,7 +31,7 @@ log = logging.getLogger("room")
 
 AUTH_S = float(os.environ.get("ROOM_AUTH_S", "5"))  # to say who you are
 SEND_S = float(os.environ.get("ROOM_SEND_S", "10"))  # to take one message
-TICK_S = float(os.environ.get("ROOM_TICK_S", "5"))
+TICK_S = float(os.environ.get("ROOM_TICK_S", "15"))
 QUEUED = 32  # messages that wait for one socket; what comes then is dropped and counted
 
 
