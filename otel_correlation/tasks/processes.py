@@ -83,7 +83,7 @@ class _Call:
         # Not what update_wrapper copied: it is the function's own, and only for those who look at this object.
         return {name: value for name, value in vars(self).items() if name.startswith("_") and name[1] != "_"}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         token = None
         try:
             if self._start is not None:

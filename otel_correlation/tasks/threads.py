@@ -52,8 +52,8 @@ class _Carried:
         self._context = context
         self._call = call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        token = _RUNTIME_CONTEXT.attach(self._context)
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        token = self._enter()
         try:
             return self._call(*args, **kwargs)
         except BaseException as error:
@@ -63,6 +63,9 @@ class _Carried:
             raise
         finally:
             identity.detach(token)
+
+    def _enter(self) -> Any:
+        return _RUNTIME_CONTEXT.attach(self._context)
 
 
 def serves_all(worker: object) -> bool:
@@ -90,9 +93,9 @@ class _Run(_Carried):
         self._replaced = vars(thread).get("run")
         vars(thread)["run"] = self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _enter(self) -> Any:
         self.take_back()
-        return super().__call__(*args, **kwargs)
+        return super()._enter()
 
     def take_back(self) -> None:
         """
