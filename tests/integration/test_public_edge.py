@@ -147,7 +147,10 @@ def test_the_preset(tmp_path: Path) -> None:
     """
     ``OTEL_CORRELATION_EDGE=public`` alone: new ids for everybody, ids for the service behind, none for the world.
     """
-    with gate(tmp_path, OTEL_CORRELATION_EDGE="public") as running:
+    # The header forces nothing where nobody is declared, and the log says so.
+    forces = {"OTEL_CORRELATION_FORCE_SAMPLE_HEADER": "X-Force-Sample"}
+    with gate(tmp_path, OTEL_CORRELATION_EDGE="public", **forces) as running:
+        assert [line["message"] for line in running.lines("otel_correlation") if "has no effect" in line["message"]]
         answered = running.get("/got", SENT)
         (span,) = running.spans("SERVER", 1)
         new = answered.headers["x-request-id"]

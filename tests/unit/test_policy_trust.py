@@ -4,7 +4,9 @@ Who a caller is, and whether it is trusted: nothing that a caller writes can mak
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,9 @@ from otel_correlation.policy.trust import (
     trust_for,
     x_forwarded_for,
 )
+from otel_correlation.settings import Settings, from_environment
 
+HOW_TO = (Path(__file__).parents[2] / "docs/how-to/public-edge.md").read_text()
 PEER = "peer"
 INSIDE = "10.1.2.3"
 OUTSIDE = "203.0.113.9"
@@ -237,6 +241,18 @@ def test_force_header(headers: list[tuple[bytes, bytes]], forced: bool) -> None:
     """
     assert Trust([], [], "X-Force").forces(headers) is forced
     assert not Trust([]).forces([*headers, (b"", b"1")])
+
+
+@pytest.mark.parametrize("block", re.findall(r"```sh\n(.*?)```", HOW_TO, re.DOTALL))
+def test_the_how_tos_variables(block: str) -> None:
+    """
+    Every set of variables in the how-to is taken as it stands.
+    """
+    environ = dict(line.split("=", 1) for line in block.splitlines())
+    assert environ
+    settings = from_environment(environ)
+    assert settings.problems == ()
+    assert settings != Settings()
 
 
 HEADERS = st.lists(
