@@ -72,67 +72,67 @@ async def echo(request: Request) -> dict[str, str]:
 
 
 @app.get("/sqlalchemy")
-def by_sqlalchemy(value: str = "seven") -> Any:
+def by_sqlalchemy(token: str = "seven") -> Any:
     """
     Ask through SQLAlchemy and psycopg.
     """
     log.info("asking")
     with engine.connect() as connection:
-        return connection.execute(text("SELECT CAST(:value AS text)"), {"value": value}).scalar()
+        return connection.execute(text("SELECT CAST(:value AS text)"), {"value": token}).scalar()
 
 
 @app.get("/sqlalchemy-async")
-async def by_sqlalchemy_async(value: str = "seven") -> Any:
+async def by_sqlalchemy_async(token: str = "seven") -> Any:
     """
     Ask through SQLAlchemy and asyncpg.
     """
     log.info("asking")
     async with async_engine.connect() as connection:
-        return (await connection.execute(text("SELECT CAST(:value AS text)"), {"value": value})).scalar()
+        return (await connection.execute(text("SELECT CAST(:value AS text)"), {"value": token})).scalar()
 
 
 @app.get("/asyncpg")
-async def by_asyncpg(value: str = "seven") -> Any:
+async def by_asyncpg(token: str = "seven") -> Any:
     """
     Ask through asyncpg.
     """
     log.info("asking")
     connection = await asyncpg.connect(POSTGRES)
     try:
-        return await connection.fetchval("SELECT $1::text", value)
+        return await connection.fetchval("SELECT $1::text", token)
     finally:
         await connection.close()
 
 
 @app.get("/psycopg")
-async def by_psycopg(value: str = "seven") -> Any:
+async def by_psycopg(token: str = "seven") -> Any:
     """
     Ask through psycopg.
     """
     log.info("asking")
     async with await psycopg.AsyncConnection.connect(POSTGRES) as connection:
-        found = await (await connection.execute("SELECT %s::text", (value,))).fetchone()
+        found = await (await connection.execute("SELECT %s::text", (token,))).fetchone()
         return found and found[0]
 
 
 @app.get("/redis")
-async def by_redis(value: str = "seven") -> Any:
+async def by_redis(token: str = "seven") -> Any:
     """
     Ask Redis.
     """
     log.info("asking")
-    await cache.set("answer", value)
+    await cache.set("answer", token)
     found: bytes = await cache.get("answer")
     return found.decode()
 
 
 @app.get("/redis-sync")
-def by_redis_sync(value: str = "seven") -> Any:
+def by_redis_sync(token: str = "seven") -> Any:
     """
     Ask Redis from a thread.
     """
     log.info("asking")
-    sync_cache.set("answer", value)
+    sync_cache.set("answer", token)
     found: Any = sync_cache.get("answer")
     return found.decode()
 
