@@ -6,6 +6,9 @@ A short span tells of the close; a switch gives each received message a trace of
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +26,8 @@ from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 
 if TYPE_CHECKING:
+    import contextvars
+
     from opentelemetry.trace import Span
 
     from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
@@ -87,6 +92,8 @@ class _Socket:
         self._close_code: int | None = None
         self._message_span: Span | None = None
         self._message_token: Any = None
+        # Where the token belongs, if that is not the context of the task that receives.
+        self._waiting: contextvars.Context | None = None
 
     async def receive(self) -> Message:
         """
@@ -168,13 +175,24 @@ class _Socket:
         )
         self._message_span = span
         # The handler's own task awaits us, so what is attached here is current in it until its next receive().
-        self._message_token = otel_context.attach(Context({**base, _SPAN_KEY: span}))
+        context = Context({**base, _SPAN_KEY: span})
+        self._message_token = otel_context.attach(context)
+        self._waiting = _waiting() if _WAITS_ASIDE else None
+        if self._waiting is not None:
+            self._message_token = self._waiting.run(otel_context.attach, context)
 
     def _end_message(self) -> None:
         if self._message_span is not None:
             self._message_span.end()
-            detach(self._message_token)
             self._message_span = None
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                try:
+                    waiting.run(detach, self._message_token)
+                    return
+                except RuntimeError:  # it is the one that runs now
+                    pass
+            detach(self._message_token)
 
     def finish(self) -> None:
         """
@@ -211,3 +229,26 @@ class _Socket:
         if error is not None and message_span is None:
             record_error(closing, error)
         closing.end()
+
+
+# Before Python 3.12, asyncio.wait_for() runs what it waits for in a task, and so in a context, of its own.
+_WAITS_ASIDE: Final = sys.version_info < (3, 12)
+
+
+def _waiting() -> contextvars.Context | None:
+    """
+    Return the context of the code that waits for this task in ``asyncio.wait_for``, or None if none does.
+
+    It is found in what wait_for leaves on the task: a callback that wakes a future of its own, which nobody but its
+    caller awaits.
+    """
+    try:
+        task: Any = asyncio.current_task()
+    except RuntimeError:  # another kind of event loop
+        return None
+    for callback, _ in getattr(task, "_callbacks", None) or ():
+        if isinstance(callback, functools.partial) and callback.func is getattr(asyncio.tasks, "_release_waiter", None):
+            for _, context in getattr(callback.args[0], "_callbacks", None) or ():
+                found: contextvars.Context = context
+                return found
+    return None

@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
+from otel_correlation import guard
 from otel_correlation.identity import log_ids
 from tests.contract.wire import PARENT, TRACE, UUID, open_socket, talk, websocket_scope
 
@@ -195,6 +196,56 @@ def test_test_client_keeps_the_close_code(wire: Wire) -> None:
     with pytest.raises(WebSocketDisconnect) as caught, TestClient(application()).websocket_connect("/refuse"):
         raise AssertionError
     assert caught.value.code == 1008
+
+
+def waiting(seen: list[Any]) -> FastAPI:
+    """
+    Return an application that waits for messages with a time limit.
+    """
+    app = FastAPI()
+
+    @app.websocket("/ws")
+    async def handle(websocket: WebSocket) -> None:
+        await websocket.accept()
+        handshake = log_ids()
+        while True:
+            try:
+                text = await asyncio.wait_for(websocket.receive_text(), 60)
+            except WebSocketDisconnect:
+                break
+            seen.append(log_ids())
+            if text == "aside":
+                # Still the message's: the limit of something else changes nothing.
+                await asyncio.wait_for(asyncio.sleep(0), 60)
+                seen.append(log_ids())
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+                seen.append(log_ids())
+            if text == "last":
+                return
+        seen.append(log_ids())
+        assert log_ids() == handshake
+
+    return app
+
+
+@pytest.mark.parametrize("end", [leaving(), {"type": "websocket.receive", "text": "last"}])
+def test_message_mode_with_a_time_limit(wire: Wire, end: dict[str, Any]) -> None:
+    """
+    A message that ``asyncio.wait_for`` received, which before Python 3.12 is in another task, is current in the handler.
+    """
+    wire.configure(websocket="message")
+    seen: list[Any] = []
+    aside = {"type": "websocket.receive", "text": "aside"}
+    open_socket(waiting(seen), aside, TEXT, end)
+    handshake, *messages, _ = wire.spans
+    expected = [messages[0]] * 3 + [messages[1]]
+    expected.append(handshake if end["type"] == "websocket.disconnect" else messages[2])
+    contexts = [span.context for span in expected if span.context is not None]
+    assert [(entry[0], entry[1]) for entry in seen] == [
+        (f"{context.trace_id:032x}", f"{context.span_id:016x}") for context in contexts
+    ]
+    assert "context.detach_failed" not in guard.counters()
 
 
 def test_message_mode(wire: Wire) -> None:
