@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastapi.applications
 import httpx
 import pytest
 from opentelemetry.util.http import parse_excluded_urls
@@ -28,6 +29,7 @@ PAGES = Path(__file__).parents[2] / "docs/how-to"
 CONTRIB = (PAGES / "migrate-from-contrib.md").read_text()
 NATIVE = (PAGES / "migrate-from-fastapi-native.md").read_text()
 TUTORIAL = (PAGES / "migrate-from-tutorial-middleware.md").read_text()
+FASTAPI = Path(fastapi.applications.__file__).read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 ITEM, MAIL, MOUNTED, BOOM, INVALID, SOCKET = "/items/3?q=x", "/mail", "/sub/items/3", "/boom", "/items/none", "/ws"
 ALL = (ITEM, MAIL, MOUNTED, BOOM, INVALID, SOCKET)
@@ -473,7 +475,9 @@ def test_fastapis_variable_is_left_out_and_it_can_have_the_requests(disabled: st
             service.stop()
             output = service.output()
         scopes = [span.scope for span in sink.spans if span.name == "GET /docs"]
-    assert scopes == ["fastapi" if disabled else "otel_correlation.server"]
+    # FastAPI 0.142 cannot be told by a variable, and exports a second time.
+    assert set(scopes) == {"fastapi" if disabled else "otel_correlation.server"}
+    assert len(scopes) == 1 or (disabled and "FASTAPI_OTEL_AUTO_CONFIGURE" not in FASTAPI)
     assert (header is None) is bool(disabled)
     assert ("FASTAPI_OTEL_AUTO_CONFIGURE is left out" in output) is not bool(disabled)
 
