@@ -375,6 +375,8 @@ def _apply(before: Settings, wanted: Settings) -> None:
             provider.sampler = sampler
             for tracer in provider._tracers.values():
                 tracer.sampler = sampler
+    if before.enabled and wanted.enabled:
+        logs.install(wanted)
     fastapi_plug.refresh()
     clients.refresh()
     tasks.activate(_current_settings, start_child)

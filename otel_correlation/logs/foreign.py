@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES: Final = ("structlog", "loguru")
 _DEPTH: Final = 8
-_ITEMS: Final = 256
+_LINKS: Final = 64
 # No text that quotes anything is shorter; most fields are.
 _SHORTEST_QUOTE: Final = 16
 _hooked: set[str] = set()
@@ -113,30 +113,39 @@ def _printable_class(kind: type[BaseException]) -> type[_Printable]:
     return type(kind.__name__, (_Printable,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
-def printable(error: BaseException, depth: int = _DEPTH) -> BaseException:
+def printable(error: BaseException) -> BaseException:
     """
     Return ``error``, or one that prints like it where its text, or that of one it came from, quotes what a user sent.
 
-    The exception itself is never touched. Of a chain the first eight links are shown.
+    The exception itself is never touched. Where a stand-in is made it has at most 64 exceptions behind it.
     """
-    if depth == 0:
-        return error if scrub(text_of(error)) == text_of(error) else _stand_in(error)
+    return _printable(error, [_LINKS])
+
+
+def _printable(error: BaseException, left: list[int]) -> BaseException:
+    left[0] -= 1
+    if left[0] < 0:
+        return _stand_in(error)  # what is behind it is cut off, unseen
     cause, context = error.__cause__, error.__context__
-    shown_cause = None if cause is None else printable(cause, depth - 1)
+    shown_cause = None if cause is None else _printable(cause, left)
     # What ``raise ... from`` hides is not printed.
-    hidden = context is None or error.__suppress_context__ or context is cause
-    shown_context = context if hidden or context is None else printable(context, depth - 1)
-    members: list[BaseException] = []
-    changed = shown_cause is not cause or shown_context is not context
+    hidden = context is None or cause is not None or error.__suppress_context__
+    shown_context = context if hidden or context is None else _printable(context, left)
+    members: tuple[BaseException, ...] = ()
     if isinstance(error, BaseExceptionGroup):
-        members = [printable(member, depth - 1) for member in error.exceptions[:_ITEMS]]
-        changed |= any(shown is not member for shown, member in zip(members, error.exceptions, strict=False))
+        members = tuple(_printable(member, left) for member in error.exceptions[:_LINKS])
+        changed = members != error.exceptions
+    else:
+        changed = False
     notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     clean_notes = [scrub(note) for note in notes]
     text = text_of(error)
+    changed = changed or shown_cause is not cause or shown_context is not context
     if not changed and clean_notes == notes and scrub(text) == text:
         return error
-    made: BaseException = BaseExceptionGroup(scrub(error.message), members) if members else _stand_in(error)  # type: ignore[attr-defined]
+    made = _stand_in(error)
+    if members:
+        made = BaseExceptionGroup(scrub(str(error.args[0])), members).with_traceback(error.__traceback__)
     if clean_notes:
         made.__notes__ = clean_notes
     made.__cause__, made.__context__ = shown_cause, shown_context

@@ -251,10 +251,13 @@ def _format_patch() -> Patch:
     patch = Patch(ProcessorFormatter, "format")
 
     def format(self: Any, record: logging.LogRecord) -> Any:  # noqa: A001 - the name of what it wraps
-        processors = self.processors
-        if seams.fields is not None and _foreign_step not in processors:
-            at = _place(processors)
-            self.processors = (*processors[:at], _foreign_step, *processors[at:])
+        try:
+            processors = self.processors
+            if seams.fields is not None and _foreign_step not in processors:
+                at = _place(processors)
+                self.processors = (*processors[:at], _foreign_step, *processors[at:])
+        except Exception:  # noqa: BLE001 - a line must not be lost
+            _failed()
         before = getattr(_formatting, "record", None)
         _formatting.record = record
         try:

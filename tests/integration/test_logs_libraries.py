@@ -190,6 +190,25 @@ def test_a_wrong_preset_and_a_wrong_rename_are_one_line_each(tmp_path: Path) -> 
     assert len([line for line in lines if line.get("req") == "order-3"]) == 4
 
 
+def test_code_can_name_the_preset_after_the_start(tmp_path: Path) -> None:
+    """
+    ``bootstrap(log_preset=...)`` in code that ``opentelemetry-instrument`` started is applied.
+    """
+    script = """
+import logging
+import otel_correlation
+from otel_correlation.logs import JsonLines
+otel_correlation.bootstrap(log_preset="ecs", log_fields=["level=severity"])
+print(JsonLines().format(logging.makeLogRecord({"msg": "hello"})))
+"""
+    command = [str(Path(sys.executable).parent / "opentelemetry-instrument"), sys.executable, "-c", script]
+    ended = subprocess.run(
+        command, env=clean_environment(OTEL_TRACES_EXPORTER="none"), cwd=tmp_path, capture_output=True, check=True
+    )
+    line = json.loads(ended.stdout.splitlines()[0])
+    assert list(line)[:2] == ["@timestamp", "severity"]
+
+
 # -- asgi-correlation-id
 
 

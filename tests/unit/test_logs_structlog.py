@@ -505,6 +505,28 @@ def test_exceptions_lose_what_a_user_sent(way: str, kind: str, out: io.StringIO)
         assert "ValidationError" in text
 
 
+def test_a_secret_deep_in_a_chain_is_not_shown(out: io.StringIO) -> None:
+    """
+    However long a chain is and however many exceptions a group has, no password behind them is shown, nor a cycle endless.
+    """
+    own_renderer(out, structlog.processors.format_exc_info)
+    chain: BaseException = StatementError()
+    for number in range(100):
+        outer = RuntimeError(f"link {number}")
+        outer.__cause__ = chain
+        chain = outer
+    cycle = ValueError("a")
+    cycle.__context__ = KeyError("b")
+    cycle.__context__.__context__ = cycle
+    wide = ExceptionGroup("wide", [ExceptionGroup("inner", [StatementError() for _ in range(30)]) for _ in range(30)])
+    wide.add_note(str(StatementError()))
+    for error in (chain, cycle, wide):
+        structlog.get_logger().error("failed", exc_info=error)
+    text = out.getvalue()
+    assert PASSWORD not in text
+    assert [line["exception"].splitlines()[-1] for line in read(out)][:2] == ["RuntimeError: link 99", "ValueError: a"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_exceptions_in_the_formatter_lose_what_a_user_sent(kind: str) -> None:
     """
