@@ -52,6 +52,7 @@ _QUOTES: Final = (
     _Quote("Duplicate entry ", "'", "' for key "),  # MySQL
     _Quote("Command # ", " (", ") of pipeline caused error"),  # redis
 )
+_MARKS: Final = tuple((quote.mark, quote) for quote in _QUOTES)
 
 # What begins a line that is no rest of a value: of a traceback (in a group behind bars), of the errors themselves.
 _BARS: Final = " |+-\t"
@@ -88,8 +89,8 @@ def hide_quoted(text: str) -> str:
     """
     Return a text without the values that libraries and databases quote in their errors; any other text is the same.
     """
-    for quote in _QUOTES:
-        if quote.mark in text:
+    for mark, quote in _MARKS:
+        if mark in text:
             text = _without(text, quote)
     return text
 
