@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # Packages whose threads have a target in them, and those that have classes of their own. Tuples, for startswith().
 _TARGETS: Final = (
     "aiosqlite.", "apscheduler.", "concurrent.", "ddtrace.", "grpc.", "logging.handlers.", "multiprocessing.",
-    "opentelemetry.", "otel_correlation.", "prometheus_client.", "psycopg_pool.", "pymongo.", "sentry_sdk.",
-    "socketserver.",
+    "opentelemetry.exporter.", "opentelemetry.sdk.", "otel_correlation.export.", "prometheus_client.",
+    "psycopg_pool.", "pymongo.", "sentry_sdk.", "socketserver.",
 )  # fmt: skip
 _CLASSES: Final = (
     *_TARGETS, "amqp.", "anyio.", "billiard.", "celery.", "kafka.", "kombu.", "redis.", "watchdog.",
