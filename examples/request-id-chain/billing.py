@@ -24,7 +24,7 @@ log = logging.getLogger("chain.billing")
 
 def is_uuid4(value: str) -> bool:
     """
-    What the default validator was up to version 4.3, and what many a service wrote itself.
+    What the default validator was in version 4.3.4, and what many a service wrote itself.
     """
     try:
         return UUID(value).version == 4
