@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI, Request, WebSocket
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry import baggage, propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import TextMapPropagator, default_getter
@@ -206,6 +208,41 @@ def test_every_header_that_can_be_the_id_ends(wire: Wire) -> None:
     assert told["headers"] == {"x-request-id": [reply.request_id]}
     assert reply.request_id.replace("-", "") == told["ids"][0]
     assert (wire.server.attributes or {})[semconv.CALLER_REQUEST_ID] == UUID
+
+
+NAMES = [b"x-request-id", b"traceparent", b"tracestate", b"baggage", b"x-force", b"x-forwarded-for", b"accept"]
+VALUES = st.binary(max_size=40) | st.sampled_from([value for _, value in SENT] + [b"1", b"10.1.2.3", b"42"])
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(headers=st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=6))
+def test_whatever_a_stranger_sends(wire: Wire, headers: Headers) -> None:
+    """
+    No header of a stranger's decides an id, a flag or a state, and its own come to the application unchanged.
+    """
+    wire.configure(edge="public", trusted_networks=["10.0.0.0/8"], force_sample_header="X-Force", ratio=0.5)
+    wire.clear()
+    seen: list[Request] = []
+    app = FastAPI()
+
+    @app.get("/")
+    async def look(request: Request) -> None:
+        seen.append(request)
+        trace_id, _, flags, final = log_ids()
+        assert trace_id == final
+        kept = RatioSampler(0.5).decide(None, int(trace_id, 16), given=False)
+        assert flags == ("03" if kept[0] else "02")
+        state = get_current_span().get_span_context().trace_state
+        assert kept[1] is not None
+        assert state.to_header() == kept[1].to_header()
+        assert not baggage.get_all()
+
+    reply = call(app, headers=list(headers), **OUTSIDE)
+    assert (reply.error, reply.status) == (None, 200)
+    ours = (b"x-request-id", reply.request_id.encode())
+    assert ours[1] not in [value for _, value in headers]
+    others = [pair for pair in headers if pair[0] in NAMES[4:]]
+    assert seen[0].scope["headers"][2:] == [*others, ours]
 
 
 def test_a_stranger_wears_out_no_id(wire: Wire) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from otel_correlation.cli import main
 from otel_correlation.local import LocalServer
+from otel_correlation.semconv import CALLER_REQUEST_ID
 from tests.local_payloads import REQUEST_ID, TRACE_ID, checkout, exception, log, span
 
 if TYPE_CHECKING:
@@ -66,6 +67,18 @@ def test_the_story_is_told_in_order(local: LocalServer, capsys: pytest.CaptureFi
     places = [out.find(text) for text in expected]
     assert -1 not in places, expected[places.index(-1)]
     assert places == sorted(places)
+
+
+def test_what_a_stranger_sent_is_told(local: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    The request id that a restarted caller sent finds its request, and is told apart from the one it got.
+    """
+    spans = checkout().spans
+    stranger = {**spans[0].attributes, CALLER_REQUEST_ID: "quoted-in-a-ticket"}
+    local.store.add((replace(spans[0], attributes=stranger), *spans[1:]), ()).result()
+    status, out, _ = told(capsys, "quoted-in-a-ticket")
+    assert status == FOUND
+    assert f"request id  {REQUEST_ID}\ncaller sent quoted-in-a-ticket (not trusted)\n" in out
 
 
 def test_the_trace_id_and_pasted_blanks_do_as_well(local: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -307,6 +307,18 @@ def test_a_redirect_asks_the_policy_again(side: Side) -> None:
     assert len(probe.spans) == 2
 
 
+def test_the_policy_leaves_the_callers_own_headers(side: Side) -> None:
+    """
+    What the application set itself leaves wherever it sends it, redirects included; the policy only keeps ours back.
+    """
+    server = Server(side, "http://outside/")
+    own = {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "x-request-id": "its-own-request-id"}
+    with attempts(Probe(), environ=dict.fromkeys(POLICIES, "none")) as probe, request():
+        side.fetch(server.transport, headers=own, follow_redirects=True)
+    assert [dict(seen) for seen in server.seen] == [own, own]
+    assert [span.links[0].context.trace_id for span in probe.spans] == [int("1" * 32, 16)] * 2
+
+
 @pytest.mark.parametrize("allowed", range(3))
 def test_the_policy_decides_for_each_header(side: Side, allowed: int) -> None:
     """
