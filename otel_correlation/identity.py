@@ -140,6 +140,8 @@ def stash(error: BaseException) -> None:
 def stashed(error: BaseException | None) -> tuple[str, str, str, str] | None:
     """
     Return the ids left on ``error``, its cause or its context (at most eight links away), or None.
+
+    A group that somebody made around a request's exception has those of its first member that has any.
     """
     for _ in range(8):
         if error is None:
@@ -147,6 +149,11 @@ def stashed(error: BaseException | None) -> tuple[str, str, str, str] | None:
         found = getattr(error, _STASH, None)
         if isinstance(found, tuple):
             return cast("tuple[str, str, str, str]", found)
+        if isinstance(error, BaseExceptionGroup):
+            for member in error.exceptions[:8]:
+                found = getattr(member, _STASH, None)
+                if isinstance(found, tuple):
+                    return cast("tuple[str, str, str, str]", found)
         error = error.__context__ if error.__cause__ is None else error.__cause__
     return None
 

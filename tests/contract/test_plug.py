@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import fastapi
 import fastapi.routing
 import pytest
+import starlette._exception_handler
 import starlette.routing
 from fastapi import FastAPI
 from opentelemetry import trace
@@ -236,7 +237,8 @@ def test_deactivate_restores_everything() -> None:
     )
 
     def snapshot() -> list[dict[str, Any]]:
-        return [dict(vars(owner)) for owner in owners]
+        seams = [starlette._exception_handler.__dict__["_lookup_exception_handler"]]
+        return [*(dict(vars(owner)) for owner in owners), {"seams": seams}]
 
     FastAPIInstrumentor()
     before, cls = snapshot(), fastapi.FastAPI
@@ -249,6 +251,30 @@ def test_deactivate_restores_everything() -> None:
         assert not FastAPIInstrumentor().is_instrumented_by_opentelemetry
     app = hello()
     assert call(app, path="/hello/x").all("x-request-id") == []
+
+
+def test_deactivate_leaves_what_others_patched_since() -> None:
+    """
+    A method that somebody wrapped after us stays theirs; ours below it only forwards from then on.
+    """
+    original: Any = starlette.routing.Mount.__dict__["handle"]
+    seen: list[str] = []
+    try:
+        with wired():
+            ours: Any = starlette.routing.Mount.__dict__["handle"]
+
+            async def theirs(self: Any, scope: Any, receive: Any, send: Any) -> None:
+                seen.append(scope["path"])
+                await ours(self, scope, receive, send)
+
+            starlette.routing.Mount.handle = theirs  # type: ignore[method-assign]
+        assert starlette.routing.Mount.__dict__["handle"] is theirs
+        app = fastapi.FastAPI()
+        app.mount("/sub", hello())
+        assert call(app, path="/sub/hello/x").status == 200
+        assert seen == ["/sub/hello/x"]
+    finally:
+        starlette.routing.Mount.handle = original  # type: ignore[method-assign]
 
 
 def test_applications_are_not_kept_alive(wire: Wire) -> None:

@@ -268,6 +268,20 @@ def test_the_ids_are_found_through_the_chain() -> None:
     assert (stashed(by_cause) or NONE)[3] == "inner-customer"
 
 
+def test_the_ids_are_found_in_a_group() -> None:
+    """
+    A group that somebody made around a request's exception leads to its ids; a group without any leads on.
+    """
+    inner = ValueError()
+    with _request("inner-customer", _span()):
+        stash(inner)
+    assert (stashed(BaseExceptionGroup("both", [OSError(), inner])) or NONE)[3] == "inner-customer"
+    outer = ExceptionGroup("none", [OSError()])
+    assert stashed(outer) is None
+    outer.__cause__ = inner
+    assert (stashed(outer) or NONE)[3] == "inner-customer"
+
+
 def test_no_exception_has_no_ids() -> None:
     """
     Without an exception, or with one that nobody marked, there are no ids.

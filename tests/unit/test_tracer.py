@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -305,6 +307,25 @@ def test_nothing_changes_after_the_end(script: str, tracer: Tracer, kept: Kept) 
     LATE[script](span)
     assert span.to_json() == before
     assert len(kept.spans) == 1
+
+
+def test_two_threads_that_end_a_span_end_it_once(tracer: Tracer, kept: Kept) -> None:
+    """
+    However many threads end a span at the same time, it is exported once.
+    """
+    threads = 4
+    barrier = threading.Barrier(threads)
+    spans = [_start(tracer) for _ in range(300)]
+
+    def end_all() -> None:
+        barrier.wait(60)
+        for span in spans:
+            span.end()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(end_all) for _ in range(threads)]:
+            done.result(60)
+    assert len(kept.spans) == len(spans)
 
 
 def test_an_attribute_can_be_overwritten(tracer: Tracer) -> None:
