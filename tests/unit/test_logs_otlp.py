@@ -395,6 +395,19 @@ def test_printed_events_of_structlog_arrive_once(preset: Any, exported: Exported
     assert printed.getvalue().count("\n") == 1
 
 
+def test_the_users_own_ids_in_structlog_and_loguru_arrive(exported: Exported, printed: io.StringIO) -> None:
+    """
+    A ``request_id`` that the user gave is the attribute of what is exported.
+    """
+    loguru.logger.remove()
+    loguru.logger.add(lambda _: None)
+    with request():
+        structlog.get_logger().info("hello", request_id="mine")
+        loguru.logger.bind(request_id="mine").info("hello")
+    loguru.logger.remove()
+    assert [attributes_of(found) for found in exported.records()] == [{"request_id": "mine"}] * 2
+
+
 def test_an_exception_of_structlog_arrives_with_the_stable_names(exported: Exported, printed: io.StringIO) -> None:
     """
     ``exception.type`` and ``exception.message`` are there although a processor has rendered the traceback.

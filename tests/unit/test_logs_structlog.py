@@ -633,6 +633,33 @@ def test_a_failure_of_ours_costs_the_fields_only(out: io.StringIO, monkeypatch: 
     assert guard.counters()["internal_error.logs.structlog"] == before + 1
 
 
+@pytest.mark.parametrize("where", ["formatter", "processor"])
+def test_other_failures_of_ours_cost_the_fields_only(
+    where: str, out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The same holds in ``ProcessorFormatter`` and for ``add_ids``; in our own tests a failure is an error.
+    """
+
+    class Odd(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            raise RuntimeError("odd")
+
+    def log() -> str:
+        with request():
+            if where == "formatter":
+                kept = processor_formatter(lambda _, __, event_dict: Odd(event_dict))
+                logging.getLogger("app").warning("hello")
+                return kept.lines[0]
+            return json.dumps(add_ids(None, "info", Odd(event="hello")))
+
+    monkeypatch.delenv("OTEL_CORRELATION_STRICT", raising=False)
+    assert json.loads(log()) == {"event": "hello"}
+    monkeypatch.setenv("OTEL_CORRELATION_STRICT", "1")
+    with pytest.raises(RuntimeError, match="odd"):
+        log()
+
+
 @pytest.mark.parametrize("first", ["structlog", "ours"])
 def test_the_order_of_imports_does_not_matter(first: str) -> None:
     """
