@@ -171,7 +171,9 @@ def settled(stack: Stack) -> None:
     subprocess.run(command, env={**os.environ, **stack.environment}, cwd=APPS, check=True, timeout=120)
 
 
-@pytest.mark.parametrize(("pool", "in_code"), [("prefork", ""), ("threads", ""), ("solo", ""), ("prefork", "official")])
+@pytest.mark.parametrize(
+    ("pool", "in_code"), [("prefork", ""), ("threads", ""), ("solo", ""), ("prefork", "official"), ("prefork", "late")]
+)
 def test_a_celery_task_has_the_identity_of_the_request_that_called_it(stack: Stack, pool: str, in_code: str) -> None:
     """
     Tasks, retries and chains, called as functions and by name, stay in the trace under the request id, in every pool.
@@ -290,6 +292,58 @@ def test_the_ids_travel_without_the_official_instrumentation(
         assert bool(answer["there"]["trace_id"]) == traced
     stack.line(stack.worker, "telling", request_id=request_id("tell"))
     assert not [span for span in stack.sink.spans if span.kind in (PRODUCER, CONSUMER)]
+
+
+PUBLISH = """
+import celery_app, json, sys
+print(json.dumps([celery_app.tell.apply_async(headers=headers).get(timeout=60) for headers in json.load(sys.stdin)]))
+"""
+
+
+def test_a_task_of_a_producer_without_us_has_ids_by_the_contract(stack: Stack) -> None:
+    """
+    A bare producer's task continues its traceparent, or what its request id leads to, or starts fresh with one warning.
+    """
+    stack.start("celery_web", celery("solo"))
+    alien, span_id, correlated = (
+        "4bf92f3577b34da6a3ce929d0e0e4736",
+        "00f067aa0ba902b7",
+        "f4a2b3c1-dead-beef-0000-aabbccddeeff",
+    )
+    sent = [
+        {},
+        {"traceparent": f"00-{alien}-{span_id}-01"},
+        {"x-request-id": correlated},
+        {"X-Request-ID": correlated, "traceparent": f"00-{alien}-{span_id}-01"},
+        {"traceparent": "00-zz"},
+        {"traceparent": "x" * 1_000_000, "X-Request-ID": "forged\r\nid"},
+        {"traceparent": {"not": "text"}},
+    ]
+    # The application's module is found in the directory that the worker has, too; nobody instruments this one.
+    ended = subprocess.run(
+        [str(stack.programs / "python"), "-c", PUBLISH],
+        input=json.dumps(sent),
+        env={**os.environ, **stack.environment, "OTEL_CORRELATION_ENABLED": "false"},
+        cwd=APPS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    nothing, traceparent, id_only, both, *wrong = json.loads(ended.stdout)
+    assert nothing["request_id"] == nothing["trace_id"]
+    assert traceparent == {"trace_id": alien, "request_id": alien}
+    assert id_only == {"trace_id": correlated.replace("-", ""), "request_id": correlated}
+    assert both == {"trace_id": alien, "request_id": correlated}
+    for there in wrong:
+        assert there["request_id"] == there["trace_id"] != alien
+    settled(stack)
+    stack.stop_worker()
+    warnings = [line["message"] for line in stack.lines(stack.worker) if line["level"] == "WARNING"]
+    assert len([text for text in warnings if "could not be used" in text]) == 1
+    tasks = [span for span in stack.sink.spans if span.kind == CONSUMER]
+    assert [span.parent_span_id for span in tasks[:4]] == ["", span_id, "", span_id]
 
 
 @pytest.mark.parametrize("path", ["lost", "lost/unhandled"])

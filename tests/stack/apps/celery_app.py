@@ -13,14 +13,17 @@ from celery.utils.log import get_task_logger
 
 from otel_correlation import bind, request_id, trace_id
 
-if os.environ.get("IN_CODE"):
+if set_up := os.environ.get("IN_CODE"):
     from otel_correlation import bootstrap
 
-    bootstrap()
-    if os.environ["IN_CODE"] == "official":
+    if set_up != "late":
+        bootstrap()
+    if set_up in ("official", "late"):
         from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
         CeleryInstrumentor().instrument()
+    if set_up == "late":
+        bootstrap()
 
 app = Celery("celery_app", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
 app.conf.broker_connection_retry_on_startup = True
