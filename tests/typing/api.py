@@ -9,7 +9,19 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 
 import otel_correlation
-from otel_correlation import ConfigError, bind, bootstrap, edge, request_id, stats, trace_id
+from otel_correlation import (
+    ConfigError,
+    bind,
+    bootstrap,
+    carried,
+    continue_from,
+    edge,
+    inject,
+    request_id,
+    stats,
+    trace_id,
+    work,
+)
 from otel_correlation.testing import Telemetry
 
 app = FastAPI()
@@ -39,6 +51,37 @@ def counted() -> int:
     except ConfigError as error:
         print(error)
     return stats().get("request_id.refused", 0)
+
+
+@work("tick", attributes={"job": 7})
+async def tick(number: int) -> str:
+    """
+    Run with an identity of its own.
+    """
+    with work("step", request_id="order-4711") as span:
+        span.set_attribute("number", number)
+    async with work("other"):
+        return str(number)
+
+
+def render(page: int, *, wide: bool = False) -> bytes:
+    """
+    Run in another process.
+    """
+    return f"{page} {wide}".encode()
+
+
+def messages() -> bytes:
+    """
+    Send, receive, and call another process.
+    """
+    headers: dict[str, str] = inject()
+    mine: dict[str, str] = inject({"content-type": "json"})
+    with continue_from(headers, "consume", link=True), continue_from([("traceparent", b"00")]):
+        pass
+    with continue_from(None), continue_from({b"traceparent": b"00"}), continue_from(mine):
+        pass
+    return carried(render)(7, wide=True)
 
 
 def test_my_service(telemetry: Telemetry) -> None:
