@@ -99,7 +99,7 @@ def cause(trace: Trace) -> Cause | None:
     Its exception is the one recorded on it or on its nearest ancestor in the same service, else one that the service
     logged. Where that says nothing, the deepest failed span of all is asked, and in the end what a span's status says.
     """
-    rows = waterfall(trace)
+    rows = waterfall(_joined(trace))
     begin = entry(trace)
     fatal = begin is not None and _is_failed(begin)
     failed = [(depth, span) for depth, span in rows if _is_failed(span)]
@@ -122,6 +122,26 @@ def cause(trace: Trace) -> Cause | None:
         span_id=span.span_id,
         fatal=fatal,
     )
+
+
+def _joined(trace: Trace) -> Trace:
+    """
+    Return ``trace`` with every hop behind a service that drops the traceparent below the call that it began in.
+
+    Such a hop is a root of its own in the same trace. Which call of another service led to it only time can tell, so
+    this is good for finding a cause and for nothing that is shown.
+    """
+    calls = [span for span in trace.spans if span.kind == "CLIENT"]
+    spans: list[Span] = []
+    for span in trace.spans:
+        if span.kind == "SERVER" and not span.parent_id:
+            around = [
+                call for call in calls if call.service != span.service and call.start_ns <= span.start_ns <= call.end_ns
+            ]
+            if around:
+                span = replace(span, parent_id=around[-1].span_id)  # noqa: PLW2901 - the last to start is the nearest
+        spans.append(span)
+    return replace(trace, spans=tuple(spans))
 
 
 def _reaching(rows: list[tuple[int, Span]], begin: str) -> list[tuple[int, Span]]:

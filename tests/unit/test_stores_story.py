@@ -282,6 +282,29 @@ def test_a_hop_behind_a_legacy_service_is_not_the_entry() -> None:
     assert (begin.service, why.service, why.fatal) == ("gateway", "inventory", False)
 
 
+def test_the_cause_is_found_behind_a_legacy_service() -> None:
+    """
+    A failing hop that is a root of its own, behind a service that dropped the traceparent, is where the failure began.
+    """
+    echo = exception(19, "httpx.HTTPStatusError", "Server error '500'", STACK.replace("inventory", "gateway"))
+    raised = exception(14, "KeyError", "'chair'", STACK.replace("inventory", "ledger"))
+    first = span("a", "", "gateway", "POST /orders", "SERVER", (0, 20), failed=True, events=(echo,))
+    tried = span("b", "a", "gateway", "POST", "CLIENT", (1, 4), attributes={"http.response.status_code": 200})
+    call = span("c", "a", "gateway", "POST", "CLIENT", (5, 18), failed=True)
+    fine = span("d", "", "ledger", "GET /price", "SERVER", (2, 3))
+    hop = span("e", "", "ledger", "POST /orders", "SERVER", (7, 15), failed=True, events=(raised,))
+    why = cause(trace(first, tried, call, fine, hop))
+    assert why is not None
+    assert (why.service, why.type, why.place) == ("ledger", "KeyError", "/srv/ledger.py:24 in days_left")
+    # A request of its own after the call, under the same id, is none of its hops.
+    later = replace(hop, start_ns=call.end_ns + 1, end_ns=call.end_ns + 5)
+    why = cause(trace(first, tried, call, fine, later))
+    assert why is not None
+    assert why.service == "gateway"
+    # What is shown stays as it was sent.
+    assert [depth for depth, _ in waterfall(trace(first, call, hop))] == [0, 1, 0]
+
+
 def test_the_waterfall_has_parents_first_and_siblings_by_start() -> None:
     """
     The tree is told top-down, in order of time.
