@@ -162,7 +162,7 @@ async def authenticated(websocket: WebSocket) -> str:
     Return the name in the token of the first message.
     """
     try:
-        async with asyncio.timeout(AUTH_S):  # not wait_for, which receives in another task before Python 3.12
+        async with asyncio.timeout(AUTH_S):
             hello = Hello.model_validate_json(await receive(websocket))
     except (TimeoutError, ValidationError):
         # Not chained and not logged: a validation error quotes what came.

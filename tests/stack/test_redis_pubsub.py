@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from otel_correlation.tasks.redis import unwrap
 from tests.integration.otlp_sink import OtlpSink
-from tests.stack.harness import DEADLINE_S, Machine, eventually
+from tests.stack.harness import DEADLINE_S, ROOT, Machine, eventually
 from tests.stack.servers import Redis
 
 if TYPE_CHECKING:
@@ -304,3 +306,34 @@ def test_redis_gone(bench: Bench, kind: str) -> None:
     assert (lost.status_code, lost.attributes["error.type"]) == (2, "redis.exceptions.ConnectionError")
     assert [event.name for event in lost.events] == ["exception"]
     assert back.status_code == 0
+
+
+DOCUMENTED = (ROOT / "docs/how-to/queues.md").read_text().partition("## Redis pub/sub\n")[2].partition("\n## ")[0]
+
+
+def test_documented(bench: Bench) -> None:
+    """
+    What the how-to shows, runs; and the envelope that it shows is one.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)
+    assert len(blocks) == 3
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": bench.sink.endpoint, "REDIS_URL": bench.redis.url}
+    if bench.site is not None:
+        environment["PYTHONPATH"] = str(bench.site)
+    command = [str(bench.python), str(PEER.with_name("pubsub_documented.py"))]
+    ended = subprocess.run(
+        command,
+        env=environment,
+        input=json.dumps(blocks),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (shown,) = re.findall(r"```text\n(.*?)\n```", DOCUMENTED, re.DOTALL)
+    envelope = unwrap(shown)
+    assert envelope.payload == '{"text": "hello"}'
+    assert envelope.headers is not None
+    assert envelope.headers["X-Request-ID"] == ID
