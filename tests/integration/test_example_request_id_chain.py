@@ -9,6 +9,7 @@ import http.client
 import json
 import re
 import shutil
+import subprocess
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import httpx
 import pytest
 
 from tests.integration.otlp_sink import OtlpSink
-from tests.integration.services import Service, clean_environment
+from tests.integration.services import BIN, DEADLINE_S, Service, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -235,6 +236,31 @@ def test_a_500_has_the_id_and_both_ends_tell_why(as_it_comes: Chain) -> None:
             "otel_correlation.request",
             "uvicorn.error",
         ]
+
+
+def test_find_names_the_cause_behind_the_services_that_know_nothing(tmp_path: Path) -> None:
+    """
+    From the id of the 500 alone, ``find`` shows the ledger's line as the cause, though no traceparent reached it.
+    """
+    request_id = str(uuid.uuid4())
+    with Service(("otel-correlation", "serve", "--port", "{port}"), tmp_path, clean_environment(), ready="/") as viewer:
+        for chain in start(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=viewer.url, OTEL_LOGS_EXPORTER="otlp"):
+            assert chain.order(CHAIR, **{"X-Request-ID": request_id}).status_code == 500
+            chain.stop()
+        found = subprocess.run(
+            [BIN / "otel-correlation", "find", request_id],
+            env=clean_environment(OTEL_CORRELATION_STORES=viewer.url),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+        ).stdout
+    cause, _, rest = found.partition("Cause\n")[2].partition("\n\n")
+    place, why = cause.splitlines()
+    assert re.fullmatch(r" *ledger +.*/ledger\.py:\d+ in book", place)
+    assert why.strip() == "KeyError: 'chair'"
+    for service, line in (("gateway", "an order of 1 x chair"), ("ledger", "POST /orders 500")):
+        assert re.search(rf"{service} +{line}", rest), rest
 
 
 @start_with(validator="uuid4")
