@@ -237,6 +237,10 @@ def _foreign_step(_logger: Any, _method: str, event_dict: Any) -> Any:
         found = record.__dict__
         # The record's own ids, of where it was written: a queue may be between.
         values = tuple(text if isinstance(text := found.get(name, ""), str) else "" for name in FIELDS)
+        for name, key, _ in seams.names.ids:
+            # ExtraAdder has copied the record's, the empty ones and under their plain names.
+            if name in event_dict and event_dict[name] is found.get(name) and (key != name or event_dict[name] == ""):
+                del event_dict[name]
         for name, value in seams.names.named(values).items():
             event_dict.setdefault(name, value)
         for name in fields.now()[1]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from structlog.stdlib import ProcessorFormatter
 
 from otel_correlation import guard, identity, logs
+from otel_correlation.logs import presets
 from otel_correlation.logs.structlog import add_ids
 from otel_correlation.settings import Settings
 from tests.unit.logs_pristine import SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
@@ -418,6 +419,24 @@ def test_the_users_keys_win_in_foreign_records() -> None:
     line = json.loads(kept.lines[0])
     line.pop("correlation_id", None)  # where asgi-correlation-id is installed
     assert line == {"event": "plain", **IDS, "request_id": "mine"}
+
+
+@pytest.mark.parametrize("preset", ["otel", "ecs", "gcp", "datadog"])
+def test_extra_adder_makes_no_doubles(preset: Any) -> None:
+    """
+    With ``ExtraAdder`` a foreign record shows each id once, under the preset's name, and no empty one.
+    """
+    logs.install(Settings(service_name="orders", log_preset=preset))
+    kept = processor_formatter(foreign=[structlog.stdlib.ExtraAdder()])
+    with request():
+        logging.getLogger("app").warning("plain", extra={"z": 1})
+    logging.getLogger("app").warning("outside")
+    inside, outside = (json.loads(line) for line in kept.lines)
+    for line in (inside, outside):
+        line.pop("correlation_id", None)
+    names = presets.build(Settings(log_preset=preset), {})
+    assert set(inside) == {"event", "z", *names.id_keys}
+    assert set(outside) == {"event", names.keys["service_name"]}
 
 
 def test_behind_a_queue_lines_keep_their_ids() -> None:
