@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,10 +20,12 @@ from otel_correlation import identity, logs
 from otel_correlation.identity import Identity
 from otel_correlation.logs import loops
 from otel_correlation.settings import Settings
+from otel_correlation.tasks import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+FAILED = threading.Event()
 RUNNERS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
 
@@ -77,6 +80,7 @@ def fail_now() -> None:
     """
     Raise in a callback.
     """
+    FAILED.set()
     raise ValueError("boom")
 
 
@@ -113,11 +117,16 @@ async def as_request(number: int, start: Callable[[asyncio.AbstractEventLoop], C
     """
     Start something in one request, and collect the garbage in the middle of another one.
     """
+    FAILED.clear()
     token = otel_context.attach(ids_of(number))
     held = [await start(asyncio.get_running_loop())]
     otel_context.detach(token)
     token = otel_context.attach(ids_of(99))
-    await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        # Polled: the event is a thread's.
+        while not (held[0].done() if isinstance(held[0], asyncio.Future) else FAILED.is_set()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # the loop tells of a callback in the same step as it failed
     held.clear()
     gc.collect()
     otel_context.detach(token)
@@ -181,6 +190,51 @@ def test_a_future_whose_exception_was_seen_names_its_request(said: list[logging.
     assert record.__dict__["request_id"] == "order-7"
 
 
+async def forgotten_executor(loop: asyncio.AbstractEventLoop) -> Any:
+    """
+    Let a thread pool fail for nobody.
+    """
+    return loop.run_in_executor(None, fail_now)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_thread_pools_failure_names_its_request(said: list[logging.LogRecord], runner: str) -> None:
+    """
+    ``run_in_executor`` that nobody waits for: its exception remembers the request that it failed for.
+    """
+    loops.watch()
+    threads.activate()
+    try:
+        RUNNERS[runner](as_request(7, forgotten_executor))
+    finally:
+        threads.deactivate()
+    gc.collect()
+    (record,) = said
+    assert record.__dict__["request_id"] == "order-7"
+
+
+def test_a_hook_for_threads_can_log_under_the_ids(said: list[logging.LogRecord], monkeypatch: Any) -> None:
+    """
+    What ``docs/how-to/errors.md`` says: a ``threading.excepthook`` that logs has the ids of the thread's request.
+    """
+
+    def hook(args: Any) -> None:
+        logging.getLogger("asyncio").error("thread", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    threads.activate()
+    try:
+        token = otel_context.attach(ids_of(7))
+        thread = threading.Thread(target=fail_now)
+        thread.start()
+        otel_context.detach(token)
+        thread.join(60)
+    finally:
+        threads.deactivate()
+    (record,) = said
+    assert record.__dict__["request_id"] == "order-7"
+
+
 def test_the_applications_own_handler_runs_under_the_ids(said: list[logging.LogRecord]) -> None:
     """
     ``loop.set_exception_handler`` stays the application's, and what it logs has the ids.
@@ -223,7 +277,7 @@ def test_a_task_outside_of_a_request_has_no_ids(said: list[logging.LogRecord]) -
     async def main() -> None:
         task = asyncio.create_task(fail())
         token = otel_context.attach(ids_of(99))
-        await asyncio.sleep(0.01)
+        await asyncio.wait([task])
         del task
         gc.collect()
         otel_context.detach(token)
