@@ -120,7 +120,8 @@ def _is_inside(request: Any) -> bool:
 def _failed(sender: Any = None, exception: BaseException | None = None, **_: Any) -> None:
     found = identity.current()
     span = None if found is None else found.span
-    if exception is None or span is None or not span.is_recording() or isinstance(exception, sender.throws):
+    expected = getattr(sender, "throws", ())
+    if exception is None or span is None or not span.is_recording() or isinstance(exception, expected):
         return
     span.set_attribute("error.type", class_name(type(exception)))
 
