@@ -33,9 +33,11 @@ def describe(errors: Any, route: Any) -> tuple[str, ...]:
     """
     known = _declared(route)
     found = list(errors)
-    lines = [f"{_location(error.get('loc', ()), known)}: {str(error.get('type', ''))[:_LENGTH]}" for error in found]
-    if len(lines) > _ERRORS:
-        lines = [*lines[:_ERRORS], f"and {len(lines) - _ERRORS} more"]
+    lines = [
+        f"{_location(error.get('loc', ()), known)}: {str(error.get('type', ''))[:_LENGTH]}" for error in found[:_ERRORS]
+    ]
+    if len(found) > _ERRORS:
+        lines.append(f"and {len(found) - _ERRORS} more")
     return tuple(lines)
 
 
