@@ -30,7 +30,7 @@ def post_worker_init(_worker: object) -> None:
     Let a worker that is killed by ``--timeout`` say which request blocked it, and where.
 
     gunicorn sends SIGABRT, and a second later SIGKILL to those that stay. Under uvicorn's worker the first kills as
-    well, without a word. Raised where the loop is blocked, the exception is this request's: a 500, a span and a log line
+    well, without a word. Raised where the loop is blocked, the exception is this request's: a 500, a span and a line
     with the place. The worker then ends as on any SIGTERM: it finishes its other requests and sends its telemetry.
     """
 

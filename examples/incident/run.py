@@ -132,6 +132,7 @@ class System:
         """
         End the services first, so that what they still have to say is stored, then what they stand on.
         """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # An impatient second Ctrl-C would leave some running.
         base = {"postgres", "viewer"} & self.processes.keys()
         for names in (self.processes.keys() - base, base):
             for name in names:
