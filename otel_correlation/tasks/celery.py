@@ -230,16 +230,19 @@ def _on_official(module: ModuleType) -> None:
 
     @functools.wraps(send_task)
     def _send_task(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        token = otel_context.attach(otel_context.get_current())
         outer = trace.get_current_span()
-        try:
-            return send_task(self, name, *args, **kwargs)
-        except BaseException as error:
-            with guard.never_raise("tasks.celery.publish"):
-                _end_publish(utils, name, outer, error)
-            raise
-        finally:
-            identity.detach(token)
+        inside = identity.current() is not None or outer.get_span_context().is_valid
+        # Outside of any request (beat, a script) the call begins an identity, so that its span has it, too.
+        with nullcontext() if inside else continue_from(None):
+            token = otel_context.attach(otel_context.get_current())
+            try:
+                return send_task(self, name, *args, **kwargs)
+            except BaseException as error:
+                with guard.never_raise("tasks.celery.publish"):
+                    _end_publish(utils, name, outer, error)
+                raise
+            finally:
+                identity.detach(token)
 
     application.send_task = _send_task
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 APPS = Path(__file__).parent / "apps"
 DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 PLANTED = f"hunter{1 + 1}-planted"
+PUBLISH = """
+import celery_app, json, sys
+print(json.dumps([celery_app.tell.apply_async(headers=headers).get(timeout=60) for headers in json.load(sys.stdin)]))
+"""
 ERROR = 2
 SERVER, CLIENT, PRODUCER, CONSUMER, INTERNAL = "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "INTERNAL"
 
@@ -224,6 +228,33 @@ def test_a_task_calls_on_under_the_same_ids(stack: Stack) -> None:
     assert by_name(spans, "run/celery_app.tell").parent_span_id == by_name(spans, "GET /eager").span_id
 
 
+def test_a_call_outside_of_any_request_begins_an_identity(stack: Stack) -> None:
+    """
+    What a script, or beat, calls is a trace from the call on, under the trace id as request id.
+    """
+    stack.start("celery_web", celery("solo"))
+    launcher, python = str(stack.programs / "opentelemetry-instrument"), str(stack.programs / "python")
+    ended = subprocess.run(
+        [launcher, python, "-c", PUBLISH],
+        input="[{}]",
+        env={**os.environ, **stack.environment, "OTEL_SERVICE_NAME": "script"},
+        cwd=APPS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (there,) = json.loads(ended.stdout.splitlines()[-1])
+    assert there["request_id"] == there["trace_id"]
+
+    def both() -> list[SinkSpan]:
+        spans = list(stack.sink.spans)
+        return [span for span in spans if span.kind in (PRODUCER, CONSUMER) and span.trace_id == there["trace_id"]]
+
+    assert stack.sink.wait(lambda: len(both()) == 2)
+    assert {span.attributes["request_id"] for span in both()} == {there["request_id"]}
+
+
 def test_a_failed_task_says_why_once_and_leaks_nothing(stack: Stack) -> None:
     """
     The task's span has one exception, its type and an error; no argument of the task is in a span or a line.
@@ -292,12 +323,6 @@ def test_the_ids_travel_without_the_official_instrumentation(
         assert bool(answer["there"]["trace_id"]) == traced
     stack.line(stack.worker, "telling", request_id=request_id("tell"))
     assert not [span for span in stack.sink.spans if span.kind in (PRODUCER, CONSUMER)]
-
-
-PUBLISH = """
-import celery_app, json, sys
-print(json.dumps([celery_app.tell.apply_async(headers=headers).get(timeout=60) for headers in json.load(sys.stdin)]))
-"""
 
 
 def test_a_task_of_a_producer_without_us_has_ids_by_the_contract(stack: Stack) -> None:
