@@ -277,9 +277,10 @@ def finish(record: Record, scope: Scope) -> None:
             route = record.config.look_up(scope)
             if route is not None:
                 record.matched(route)
-    if record.identity.handled is not None:
+    handled = record.identity.handled
+    if handled is not None:
         with guard.never_raise("edge.handled"):
-            _look_at_handled(record)
+            _look_at_handled(record, handled)
     span = record.recording
     if span is not None:
         try:
@@ -300,13 +301,10 @@ def finish(record: Record, scope: Scope) -> None:
     logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6, extra=extra)
 
 
-def _look_at_handled(record: Record) -> None:
+def _look_at_handled(record: Record, handled: tuple[BaseException, TracebackType | None]) -> None:
     """
     Keep what the answered exception says: the fields of a validation error, or what is behind a 5xx.
     """
-    handled = record.identity.handled
-    if handled is None:
-        return
     error = handled[0]
     if isinstance(error, RequestValidationError | WebSocketRequestValidationError):
         record.invalid = describe(error.errors(), record.endpoint)
