@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "examples" / "websocket-room"
 SECRET = "the-secret-of-the-test"
+SAID = "planted-words-of-a-person-51c7"
 UNSET, ERROR = 0, 2
 
 
@@ -178,13 +179,17 @@ class Room:
         assert len(found()) == count
         return found()
 
-    def logs(self, count: int, body: str) -> list[SinkLog]:
+    def logs(self, count: int, body: str, trace_id: str | None = None) -> list[SinkLog]:
         """
-        Return the lines that match once there are so many.
+        Return the lines that match (of one trace) once there are so many.
         """
 
         def found() -> list[SinkLog]:
-            return [log for log in list(self.sink.logs) if re.fullmatch(body, str(log.body))]
+            return [
+                log
+                for log in list(self.sink.logs)
+                if re.fullmatch(body, str(log.body)) and trace_id in (None, log.trace_id)
+            ]
 
         arrived = self.sink.wait(lambda: len(found()) >= count, timeout_s=DEADLINE_S)
         assert arrived, f"{body}: {[log.body for log in self.sink.logs]}"
@@ -201,14 +206,14 @@ class Room:
         assert "Traceback" not in left
         left += "".join(map(repr, self.sink.spans)) + "".join(map(repr, self.sink.logs))
         assert len(left) > 1000
-        for secret in [SECRET, *self.tokens, *(token.rpartition(".")[2] for token in self.tokens)]:
+        for secret in [SECRET, SAID, *self.tokens, *(token.rpartition(".")[2] for token in self.tokens)]:
             assert secret not in left
 
 
 @pytest.fixture
 def room(machine: Machine, libraries: Path) -> Iterator[Room]:
     """
-    A room without workers yet; afterwards no token is in any line or span, and there is no traceback.
+    A room without workers yet; afterwards no token and nothing that was said is in any line or span.
     """
     redis = Redis(machine)
     redis.start()
@@ -229,14 +234,14 @@ def test_one_identity_from_socket_to_sockets(room: Room) -> None:
         room.join("cyd", first) as cyd,
         room.join("eve", second, room="elsewhere") as eve,
     ):
-        ada.say("hello")
+        ada.say(SAID)
         seen = [client.next("message") for client in (ada, bob, cyd)]
         bob.say("hello ada")
         answer = ada.next("message")
         eve.say("anybody?")
         assert eve.next("message")["text"] == "anybody?"
     assert seen[0] == seen[1] == seen[2]
-    assert (seen[0]["from"], seen[0]["text"], seen[0]["request_id"]) == ("ada", "hello", ada.handshake_id)
+    assert (seen[0]["from"], seen[0]["text"], seen[0]["request_id"]) == ("ada", SAID, ada.handshake_id)
     assert (answer["from"], answer["request_id"]) == ("bob", bob.handshake_id)
     assert answer["trace_id"] != seen[0]["trace_id"] != ada.handshake_id
 
@@ -257,9 +262,9 @@ def test_one_identity_from_socket_to_sockets(room: Room) -> None:
     ] * 3
     assert len({span.resource["service.instance.id"] for span in delivered}) == 2
     assert {span.attributes["request_id"] for span in (received, published, *delivered)} == {ada.handshake_id}
-    lines = [log for log in room.logs(5, r"(ada said|delivered to) .*") if log.trace_id == trace_id]
+    lines = room.logs(4, r"(ada said|delivered to) .*", trace_id)
     assert sorted(log.body for log in lines) == [
-        "ada said 5 characters to 2 workers",
+        f"ada said {len(SAID)} characters to 2 workers",
         *[f"delivered to {name}" for name in ("ada", "bob", "cyd")],
     ]
     assert {log.attributes["request_id"] for log in lines} == {ada.handshake_id}
@@ -347,7 +352,7 @@ def test_tick_reaches_every_socket(room: Room) -> None:
     assert {span.parent_span_id for span in delivered} == {published.span_id}
     assert len({span.resource["service.instance.id"] for span in delivered}) == 2
     assert {span.attributes["request_id"] for span in (root, published, *delivered)} == {trace_id}
-    lines = [log for log in room.logs(6, "delivered to member-.*") if log.trace_id == trace_id]
+    lines = room.logs(6, "delivered to member-.*", trace_id)
     assert {log.attributes["request_id"] for log in lines} == {trace_id}
 
 
