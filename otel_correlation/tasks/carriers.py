@@ -4,6 +4,7 @@ An identity where no request brings one: work of the service's own, and messages
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from asyncio import CancelledError
@@ -115,7 +116,8 @@ class Scope:
             if begun.span is not None:
                 _end(begun.span, error)
             if begun.given is not None:
-                begun.given.__exit__()
+                with contextlib.suppress(ValueError):  # a generator that was closed in another context
+                    begun.given.__exit__()
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("tasks.end")
         finally:

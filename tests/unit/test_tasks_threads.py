@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import importlib
 import logging.handlers
 import multiprocessing.dummy
 import multiprocessing.pool
@@ -15,6 +16,7 @@ import queue
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -482,6 +484,24 @@ def test_contribs_way_of_doing_it_beside_ours(monkeypatch: pytest.MonkeyPatch) -
             assert in_thread(MAKES["target"]) == request_id()
             assert pool.submit(request_id).result(DEADLINE_S) == request_id()
         assert pool.submit(request_id).result(DEADLINE_S) is None
+
+
+def test_contribs_own_is_not_loaded_beside_ours(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> None:
+    """
+    ``opentelemetry-instrument`` leaves contrib's threading instrumentation out while ours is on.
+    """
+    bootstrap: Any = importlib.import_module("otel_correlation.bootstrap")
+    loaded: list[str] = []
+    entry = SimpleNamespace(
+        name="threading",
+        value="opentelemetry.instrumentation.threading:ThreadingInstrumentor",
+        load=lambda: lambda: SimpleNamespace(instrument=lambda **_: loaded.append("threading")),
+    )
+    for patch_threads in (True, False):
+        wire.configure(patch_threads=patch_threads)
+        monkeypatch.setattr(bootstrap._state, "settings", wire.settings)
+        bootstrap.Distro().load_instrumentor(entry)
+    assert loaded == ["threading"]
 
 
 def test_two_hundred_requests_over_one_pool() -> None:
