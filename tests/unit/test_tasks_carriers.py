@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_correlation import bind, continue_from, guard, identity, inject, request_id, tasks, trace_id, work
+from otel_correlation.tasks import carriers
 from otel_correlation.tracer import Tracer
 from tests.contract.wire import CALLER, TRACE, UUID, wired
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from otel_correlation.settings import Settings
     from tests.contract.wire import Wire
 
 PARENT = f"00-{TRACE}-{CALLER}-01"
@@ -648,3 +651,28 @@ def test_one_import_gives_everything() -> None:
     for name in ("carried", "continue_from", "inject", "work"):
         assert callable(getattr(otel_correlation, name))
         assert name in otel_correlation.__all__
+
+
+def test_our_failure_does_not_cost_the_work(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where an identity cannot be begun, or its span cannot end, the block runs, and the context is as it was afterwards.
+    """
+
+    class Broken(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise OSError("no")
+
+    def no_settings() -> Settings:
+        raise OSError("no")
+
+    monkeypatch.delenv(guard.STRICT_ENV)
+    wire.provider.add_span_processor(Broken())
+    with work("tick"):
+        assert request_id() is not None
+    assert ids() == (None, None)
+    carriers.switch(no_settings)
+    with work("tick") as span:
+        assert ids() == (None, None)
+        assert not span.is_recording()
+    counted = guard.counters()
+    assert (counted["internal_error.tasks.end"], counted["internal_error.tasks.begin"]) == (1, 1)

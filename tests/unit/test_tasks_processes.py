@@ -12,6 +12,7 @@ from opentelemetry import baggage
 from opentelemetry import context as otel_context
 
 from otel_correlation import bind, carried, guard, identity, request_id, tasks, trace_id, work
+from otel_correlation.tasks import processes
 from tests.contract.wire import wired
 
 if TYPE_CHECKING:
@@ -148,3 +149,18 @@ def test_without_a_start_it_is_the_function() -> None:
     """
     tasks.deactivate()
     assert carried(look) is look
+
+
+def test_our_failure_does_not_cost_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where nothing can be taken along, the very function comes back.
+    """
+
+    def no_settings() -> Settings:
+        raise OSError("no")
+
+    monkeypatch.delenv(guard.STRICT_ENV)
+    processes.switch(no_settings)
+    with work("tick"):
+        assert carried(look) is look
+    assert guard.counters()["internal_error.tasks.carried"] == 1
