@@ -80,7 +80,9 @@ def wrap(headers: Mapping[str, str], payload: bytes) -> bytes:
     for name, value in headers.items():
         line = f"{name}: {value}"
         size += len(line) + 1
-        if len(lines) == _MAX_HEADERS or size > MAX_ENVELOPE or not _HEADER.fullmatch(line):
+        match = _HEADER.fullmatch(line)
+        # A name with a colon in it would be read as another one.
+        if len(lines) == _MAX_HEADERS or size > MAX_ENVELOPE or match is None or match[1] != name:
             size -= len(line) + 1
             guard.count("message.header_left_out")
         else:
