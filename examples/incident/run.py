@@ -82,8 +82,12 @@ class System:
         )
         if made.returncode:
             raise SystemExit(made.stderr)
-        # Terse, because the details of an error are the values of a row.
-        settings = {"port": PORTS["postgres"], "unix_socket_directories": data, "log_error_verbosity": "terse"}
+        settings = {
+            "port": PORTS["postgres"],
+            "unix_socket_directories": data,
+            "fsync": "off",  # Nobody needs these data tomorrow.
+            "log_error_verbosity": "terse",  # The details of an error are the values of a row.
+        }
         options = [f"--{key}={value}" for key, value in settings.items()]
         self.start("postgres", program("postgres"), "-D", data, *options, user=user)
 
@@ -94,7 +98,6 @@ class System:
             BIN / "opentelemetry-instrument",
             BIN / "gunicorn",
             f"{name}:app",
-            f"--pid={self.directory / name}.pid",
             environment={
                 "PORT": str(PORTS[name]),
                 "WORKERS": workers,

@@ -4,6 +4,7 @@ The engineer on call, with one id: which layer answered, which service waited fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,7 +21,7 @@ import pytest
 from otel_correlation.stores import Trace, cause, entry
 from otel_correlation.stores.model import trace_from_json
 from tests.stack.conftest import MACHINE
-from tests.stack.harness import ROOT, Collector, Jaeger, Machine, Process, eventually, get
+from tests.stack.harness import ROOT, Collector, Jaeger, Machine, eventually, get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,8 +51,6 @@ class Incident:
     programs: Path
     ports: dict[str, int]
     environment: dict[str, str]
-    process: Process | None = None
-    asked: set[str] = field(default_factory=set)
 
     @property
     def directory(self) -> Path:
@@ -67,14 +66,35 @@ class Incident:
         """
         return f"http://127.0.0.1:{self.ports['nginx']}"
 
-    def start(self) -> None:
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Incident]:
         """
-        Return when nginx takes requests.
+        Start it, and end it as Ctrl-C does; nothing of it may be left.
         """
         self.directory.mkdir()
         command = [self.programs / "python", EXAMPLE / "run.py"]
-        process = self.process = self.machine.start("incident", command, self.environment)
-        eventually("the shop", lambda: "The incident:" in process.log.read_text(), while_running=[process])
+        process = self.machine.start("incident", command, self.environment)
+        try:
+            eventually("the shop", lambda: "The incident:" in process.log.read_text(), while_running=[process])
+            pids = [int(path.read_text()) for path in self.directory.glob("*.pid")]
+            yield self
+        finally:
+            assert process.stop() == 0
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+    def end(self, name: str, number: signal.Signals) -> None:
+        """
+        Send a signal to one of its programs, and return when nothing listens at its port.
+        """
+        os.kill(int((self.directory / f"{name}.pid").read_text()), number)
+
+        def gone() -> bool:
+            with socket.socket() as probe:
+                return bool(probe.connect_ex(("127.0.0.1", self.ports[name])))
+
+        eventually(f"the end of {name}", gone)
 
     def ask(
         self,
@@ -103,8 +123,7 @@ class Incident:
                 headers=secret | (headers or {}),
                 content=body,
             )
-        (request_id,) = response.headers.get_list("x-request-id")
-        self.asked.add(request_id)
+        assert len(response.headers.get_list("x-request-id")) == 1
         return response
 
     def access_line(self, request_id: str) -> dict[str, Any]:
@@ -195,9 +214,8 @@ def incident(
     """
     machine = request.node.stash[MACHINE] = Machine(tmp_path_factory.mktemp("incident"))
     try:
-        incident = build(machine, libraries)
-        incident.start()
-        yield incident
+        with build(machine, libraries).running() as incident:
+            yield incident
     finally:
         machine.clean_up()
 
@@ -254,19 +272,17 @@ def test_jaeger_tells_the_same_with_the_official_instrumentation(
     """
     Over the shipped collector, from Jaeger: SQLAlchemy's own "connect" span is as long as the wait, and says how large the pool is.
     """
-    incident = build(
-        machine,
-        libraries,
-        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.http}",
-        OTEL_CORRELATION_STORES=f"jaeger=http://{jaeger.query}",
-        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="asyncpg",
-    )
-    incident.start()
-    answer = incident.told(quoted_by_a_customer(incident), "Cause", *SERVICES, "POST /orders 503")
-    why = answer.partition("Cause")[2].partition("Waterfall")[0]
-    assert why.split()[0] == "ledger"
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.http}",
+        "OTEL_CORRELATION_STORES": f"jaeger=http://{jaeger.query}",
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncpg",
+    }
+    with build(machine, libraries, **environment).running() as incident:
+        answer = incident.told(quoted_by_a_customer(incident), "Cause", *SERVICES, "POST /orders 503")
+    why = " ".join(answer.partition("Cause")[2].partition("Waterfall")[0].split())
+    assert why.startswith("ledger ")
     assert "database.py" in why
-    assert "QueuePool limit of size 2 overflow 0 reached, connection timed out, timeout 1.00" in " ".join(why.split())
+    assert "QueuePool limit of size 2 overflow 0 reached, connection timed out, timeout 1.00" in why
     assert re.search(r"ledger +connect .* \d\.\d\d s +failed", answer)
 
 
@@ -446,29 +462,22 @@ def test_a_service_and_a_database_that_are_gone(machine: Machine, libraries: Pat
     """
     With the checkout stopped nginx answers 502 with an id; with PostgreSQL killed, the ledger's own 500 says that it cannot connect.
     """
-    incident = build(machine, libraries)
-    incident.start()
-    for name, number in (("checkout", signal.SIGTERM), ("postgres", signal.SIGKILL)):
-        os.kill(int((incident.directory / f"{name}.pid").read_text()), number)
+    with build(machine, libraries).running() as incident:
+        incident.end("checkout", signal.SIGTERM)
+        response = incident.ask("POST", "/orders", an_order())
+        assert response.status_code == 502
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+        line = incident.access_line(response.headers["x-request-id"])
+        assert who_answered(line, None) == "proxy, the service is gone"
+        assert_written(row("POST", "/orders", line, "proxy, the service is gone", None))
 
-        def gone(port: int = incident.ports[name]) -> bool:
-            with socket.socket() as probe:
-                return bool(probe.connect_ex(("127.0.0.1", port)))
-
-        eventually(f"the end of {name}", gone)
-    response = incident.ask("POST", "/orders", an_order())
-    assert response.status_code == 502
-    assert response.json()["request_id"] == response.headers["x-request-id"]
-    line = incident.access_line(response.headers["x-request-id"])
-    assert who_answered(line, None) == "proxy, the service is gone"
-    assert_written(row("POST", "/orders", line, "proxy, the service is gone", None))
-
-    response = incident.ask("GET", "/statements/2026-11")
-    assert response.status_code == 500
-    line = incident.access_line(response.headers["x-request-id"])
-    trace = incident.story(line["request_id"], is_complete)
-    assert who_answered(line, trace) == "database"
-    assert_written(row("GET", "/statements/2026-11", line, "database", trace))
+        incident.end("postgres", signal.SIGKILL)
+        response = incident.ask("GET", "/statements/2026-11")
+        assert response.status_code == 500
+        line = incident.access_line(response.headers["x-request-id"])
+        trace = incident.story(line["request_id"], is_complete)
+        assert who_answered(line, trace) == "database"
+        assert_written(row("GET", "/statements/2026-11", line, "database", trace))
     assert_no_secret(incident, str(trace))
 
 
