@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from otel_correlation import guard
+from otel_correlation.edge._websocket import _waiting
 from otel_correlation.identity import log_ids
 from tests.contract.wire import PARENT, TRACE, UUID, open_socket, talk, websocket_scope
 
@@ -196,6 +197,13 @@ def test_test_client_keeps_the_close_code(wire: Wire) -> None:
     with pytest.raises(WebSocketDisconnect) as caught, TestClient(application()).websocket_connect("/refuse"):
         raise AssertionError
     assert caught.value.code == 1008
+
+
+def test_no_event_loop_of_asyncio() -> None:
+    """
+    Under another kind of event loop nothing is looked for, and nothing fails.
+    """
+    assert _waiting() is None
 
 
 def waiting(seen: list[Any]) -> FastAPI:
