@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CARRIED = {"traceparent": TRACEPARENT, "X-Request-ID": "order-7781-customer-quote"}
 HEAD = b"otel-correlation/1\n"
+ID_LIKE = "f4a2b3c1-dead-beef-0000-aabbccddeeff"
 
 tokens = st.text("abcXYZ019-_!~", min_size=1, max_size=20)
 values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=60)
@@ -259,6 +260,30 @@ def test_oversized_headers_are_left_out() -> None:
     found = unwrap(wrap({"first": "1", "huge": "x" * MAX_ENVELOPE, "last": "2"}, b"payload"))
     assert found == ({"first": "1", "last": "2"}, b"payload", False)
     assert guard.counters()["message.header_left_out"] == 1
+
+
+lines = st.sampled_from(["traceparent", "tracestate", "X-Request-ID", "baggage", "x-amzn-trace-id"]).flatmap(
+    lambda name: st.sampled_from([TRACEPARENT, "00-0-0-01", "a=1,b=2", "", ID_LIKE]).map(
+        lambda value: f"{name}: {value}\n"
+    )
+)
+
+
+@given(st.lists(lines | st.text(max_size=30), max_size=6), st.binary(max_size=40), st.integers(0, 400))
+def test_any_envelope_gives_an_identity(parts: list[str], payload: bytes, cut: int) -> None:
+    """
+    Whatever an envelope holds, and wherever it was cut, its message has an identity and the block runs.
+    """
+    data = (HEAD + "".join(parts).encode("utf-8", "surrogatepass") + b"\n" + payload)[: cut or None]
+    with wired(instrument=False) as wire:
+        carriers.switch(lambda: wire.settings)
+        try:
+            with message_of(data).continued():
+                assert request_id()
+                assert len(trace_id() or "") == 32
+        finally:
+            carriers.switch(None)
+        assert len(wire.spans) == 1
 
 
 @pytest.mark.parametrize("link", [False, True])
