@@ -26,6 +26,7 @@ import anyio.to_thread
 import httpx
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -341,15 +342,15 @@ async def file_response(tag: str) -> Response:
 
 
 async def stream(form: str, tag: str) -> AsyncIterator[str]:
-    yield "data: 1\n\n"
+    yield "1"
     await aprobe(form, tag)
-    yield "data: 2\n\n"
+    yield "2"
 
 
 def stream_sync(form: str, tag: str) -> Iterator[str]:
-    yield "data: 1\n\n"
+    yield "1"
     probe(form, tag)
-    yield "data: 2\n\n"
+    yield "2"
 
 
 @app.get("/form/stream-async/{tag}")
@@ -362,14 +363,18 @@ def stream_in_thread(tag: str) -> Response:
     return StreamingResponse(stream_sync("stream-sync", tag))
 
 
-@app.get("/form/sse-async/{tag}")
-async def sse_async(tag: str) -> Response:
-    return StreamingResponse(stream("sse-async", tag), media_type="text/event-stream")
+@app.get("/form/sse-async/{tag}", response_class=EventSourceResponse)
+async def sse_async(tag: str) -> AsyncIterator[str]:
+    yield "1"
+    await aprobe("sse-async", tag)
+    yield "2"
 
 
-@app.get("/form/sse-sync/{tag}")
-async def sse_sync(tag: str) -> Response:
-    return StreamingResponse(stream_sync("sse-sync", tag), media_type="text/event-stream")
+@app.get("/form/sse-sync/{tag}", response_class=EventSourceResponse)
+def sse_sync(tag: str) -> Iterator[str]:
+    yield "1"
+    probe("sse-sync", tag)
+    yield "2"
 
 
 sub = FastAPI()
