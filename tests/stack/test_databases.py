@@ -187,10 +187,12 @@ def test_a_password_that_a_database_quotes_is_nowhere(stack: Stack, path: str) -
 def test_a_statement_tells_the_database_its_trace(stack: Stack, libraries: Path) -> None:
     """
     With one variable PostgreSQL's own log names the trace and the span that each statement of a request belongs to.
+
+    The spans have the stable names where the standard variable asks for them.
     """
     with OtlpSink() as sink:
         commenting = Stack(stack.machine, libraries, stack.postgres, stack.redis, sink)
-        commenting.start(OTEL_CORRELATION_SQL_COMMENTS="true")
+        commenting.start(OTEL_CORRELATION_SQL_COMMENTS="true", OTEL_SEMCONV_STABILITY_OPT_IN="http,database")
         for path in ("sqlalchemy", "psycopg"):
             commenting.ask(path)
             spans = commenting.spans(path)
@@ -200,6 +202,9 @@ def test_a_statement_tells_the_database_its_trace(stack: Stack, libraries: Path)
             assert {trace for trace, _ in comments} >= {spans[0].trace_id}
             assert {span for trace, span in comments if trace == spans[0].trace_id} <= {span.span_id for span in spans}
             assert "ot=th" not in log
+            texts = [span.attributes["db.query.text"] for span in spans if "db.query.text" in span.attributes]
+            assert any(text.startswith("SELECT") for text in texts)
+            assert not [span for span in spans if "db.statement" in span.attributes]
         assert commenting.process is not None
         commenting.process.stop()
 
