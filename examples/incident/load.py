@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
+from pathlib import Path
 
 import httpx
 
@@ -38,7 +40,9 @@ async def main() -> None:
         finally:
             await asyncio.gather(*statements, return_exceptions=True)
     print(f'\nThe customer:   "I got a {refused.status_code}, it says {refused.headers["x-request-id"]}"')
-    print(f"Who is on call: otel-correlation find {refused.headers['x-request-id']}")
+    print(
+        f"Who is on call: {Path(sys.executable).with_name('otel-correlation')} find {refused.headers['x-request-id']}"
+    )
 
 
 if __name__ == "__main__":

@@ -413,7 +413,7 @@ def test_the_layer_that_answered_is_known_from_the_id(incident: Incident, name: 
     request_id = response.headers["x-request-id"]
     line = incident.access_line(request_id)
     assert (line["status"], line["method"], line["path"]) == (case.status, case.method, case.path)
-    assert line["trace_id"] == request_id
+    assert line["trace_id"] == line["response_id"] == request_id
     answered_by_a_service = line["answered_by"] == "upstream"
     assert ("answered" in response.text and request_id in response.text) is not answered_by_a_service
     # A slow handler goes on after nginx has given up: its span comes late. One that was killed leaves its line.
@@ -558,3 +558,5 @@ def test_the_how_to_shows_the_examples_own_code() -> None:
     for block, name in zip(blocks, ("database.py", "gunicorn.conf.py"), strict=True):
         lines = iter([line.strip() for line in source[name]])
         assert all(line.strip() in lines for line in block.splitlines()), name
+    raising = next(n for n, line in enumerate(source["database.py"], 1) if "raise NoConnectionError" in line)
+    assert f"database.py:{raising} in transaction" in (EXAMPLE / "README.md").read_text()

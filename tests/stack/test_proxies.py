@@ -55,7 +55,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
             return
         body = b'{"answered by": "the service"}'
         self.send_response(int(what) if what.isdigit() else 200)
-        self.send_header("X-Request-ID", self.headers.get("X-Request-ID", "none"))
+        self.send_header("X-Request-ID", self.headers.get("X-Own-Id", self.headers.get("X-Request-ID", "none")))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -372,6 +372,18 @@ def test_a_services_errors_pass_unchanged(proxy: Proxy, status: int) -> None:
     (request_id,) = answer.values(b"x-request-id")
     assert (answer.status, answer.body) == (status, b'{"answered by": "the service"}')
     assert proxy.line(request_id)["answered_by"] == "upstream"
+
+
+@pytest.mark.parametrize(("own", "kept"), [(b"an-id-that-the-service-made", True), (b"two words", False)])
+def test_a_services_own_id_is_what_the_caller_is_told(proxy: Proxy, own: bytes, *, kept: bool) -> None:
+    """
+    A service that restarts ids answers with its own: the caller gets that one if it is safe, and the line has both.
+    """
+    request_id = uuid.uuid4().hex.encode()
+    answer = proxy.get(b"/", b"X-Request-ID: " + request_id, b"X-Own-Id: " + own)
+    told = own if kept else request_id
+    assert answer.values(b"x-request-id") == [told]
+    assert proxy.line(request_id)["response_id"] == told.decode()
 
 
 @pytest.mark.parametrize("path", [b"/%22%5c%0a%ff", b'/"\\', b"/\xff\xfe", b"/\x7f"])
