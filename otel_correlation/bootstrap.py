@@ -379,7 +379,10 @@ def _apply(before: Settings, wanted: Settings) -> None:
         logs.install(wanted)
     fastapi_plug.refresh()
     clients.refresh()
-    tasks.activate(_current_settings, start_child)
+    if wanted.enabled:
+        tasks.activate(_current_settings, start_child)
+    else:
+        tasks.deactivate()
 
 
 def _resource(settings: Settings, auto_version: str | None) -> Resource:

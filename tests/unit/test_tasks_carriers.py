@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -676,3 +678,27 @@ def test_our_failure_does_not_cost_the_work(wire: Wire, monkeypatch: pytest.Monk
         assert not span.is_recording()
     counted = guard.counters()
     assert (counted["internal_error.tasks.end"], counted["internal_error.tasks.begin"]) == (1, 1)
+
+
+@pytest.mark.parametrize("calls", ["bootstrap()", "bootstrap(enabled=False); bootstrap(ratio=0.5)", ""])
+def test_switched_off_nothing_is_patched(calls: str) -> None:
+    """
+    In a process that is switched off, or was not set up, threads are Python's own and nothing has ids.
+    """
+    code = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from otel_correlation import bootstrap, carried, continue_from, inject, request_id, work
+{calls}
+assert threading.Thread.start.__module__ == "threading"
+assert ThreadPoolExecutor.submit.__module__ == "concurrent.futures.thread"
+with work("tick", request_id="order-4711"), continue_from({{"x-request-id": "order-4711"}}, "consume"):
+    assert request_id() is None and inject() == {{}} and carried(print) is print
+"""
+    environ = {**os.environ, "OTEL_TRACES_EXPORTER": "none"}
+    if "enabled" not in calls:
+        environ["OTEL_CORRELATION_ENABLED"] = "false"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
