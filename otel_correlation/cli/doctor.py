@@ -99,6 +99,8 @@ def _started_by(report: _Report, environ: Mapping[str, str]) -> None:
     for kind, variable in (("distro", "OTEL_PYTHON_DISTRO"), ("configurator", "OTEL_PYTHON_CONFIGURATOR")):
         names = [point.name for point in entry_points(group=f"opentelemetry_{kind}")]
         wanted = environ.get(variable)
+        if kind == "distro" and wanted not in names:
+            wanted = None  # Ours runs all the same, see bootstrap; that the name is wrong is said below.
         # As the loader does it: the first one unless the variable names one.
         chosen = next((name for name in names if wanted in (None, name)), None)
         report.fact(kind, f"{chosen or 'none'} (installed: {', '.join(names) or 'none'})")

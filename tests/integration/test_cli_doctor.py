@@ -62,7 +62,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(doctor: Doctor) -> None:
 
 def test_doctor_names_every_problem(doctor: Doctor) -> None:
     """
-    Nobody listening, another distribution chosen, a misspelt setting, a wrong value: each is one marked line, status 1.
+    Nobody listening, a distribution that is not there, a misspelt setting, a wrong value: each is one marked line, status 1.
     """
     done = doctor(
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
@@ -75,7 +75,7 @@ def test_doctor_names_every_problem(doctor: Doctor) -> None:
     assert done.status == 1
     for text in (
         "takes the traces",
-        "OTEL_PYTHON_DISTRO=otel_correlation",
+        "OTEL_PYTHON_DISTRO='other' is not usable",
         "OTEL_CORRELATION_MINTT",
         "OTEL_TRACES_SAMPLER_ARG",
     ):
