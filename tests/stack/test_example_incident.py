@@ -270,7 +270,7 @@ def test_jaeger_tells_the_same_with_the_official_instrumentation(
     machine: Machine, collector: Collector, jaeger: Jaeger, libraries: Path
 ) -> None:
     """
-    Over the shipped collector, from Jaeger: SQLAlchemy's own "connect" span is as long as the wait, and says how large the pool is.
+    Over the shipped collector, from Jaeger: SQLAlchemy's "connect" span is as long as the wait, and says how large the pool is.
     """
     environment = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.http}",
@@ -279,6 +279,9 @@ def test_jaeger_tells_the_same_with_the_official_instrumentation(
     }
     with build(machine, libraries, **environment).running() as incident:
         answer = incident.told(quoted_by_a_customer(incident), "Cause", *SERVICES, "POST /orders 503")
+        broken = incident.ask("POST", "/orders", an_order(card=SECRETS["parameters"])).headers["x-request-id"]
+        incident.told(broken, "Cause", "CheckViolationError", "POST /orders 500")
+    assert_no_secret(incident, jaeger.raw(broken))
     why = " ".join(answer.partition("Cause")[2].partition("Waterfall")[0].split())
     assert why.startswith("ledger ")
     assert "database.py" in why
