@@ -395,6 +395,47 @@ def test_no_path_breaks_a_line(proxy: Proxy, path: bytes) -> None:
     proxy.line(answer.values(b"x-request-id")[0])
 
 
+def test_nginx_as_the_gate_takes_nothing_from_outside(machine: Machine, service: type[Upstream]) -> None:
+    """
+    With the two lines taken out and the three put in that the how-to names, neither the caller's id nor its trace gets in.
+    """
+    snippets = machine.directory / "nginx"
+    snippets.mkdir()
+    http = (PROXIES / "nginx" / "request-id.http.conf").read_text()
+    kept = [line for line in http.splitlines() if '"$http_x_request_id"' not in line and "callers_trace" not in line]
+    assert len(kept) == len(http.splitlines()) - 2
+    (snippets / "request-id.http.conf").write_text("\n".join(kept))
+    cleared = "".join(f'proxy_set_header {name} "";\n' for name in ("traceparent", "tracestate", "baggage"))
+    (snippets / "request-id.server.conf").write_text(
+        cleared + (PROXIES / "nginx" / "request-id.server.conf").read_text()
+    )
+    port = machine.port()
+    config = machine.directory / "nginx.conf"
+    config.write_text(
+        as_root(
+            CONFIG.format(
+                head=head(machine.directory),
+                proxies=machine.directory,
+                port=port,
+                directory=machine.directory,
+                upstream=service.port,  # type: ignore[attr-defined]
+                nobody=machine.port(),
+            )
+        )
+    )
+    Nginx(machine, config, port).start()
+    proxy = Proxy(port, machine.directory / "access.log", service.seen)
+    answer = proxy.get(
+        b"/", b"X-Request-ID: " + b"a" * 32, f"traceparent: 00-{TRACE}-{PARENT}-01".encode(), b"baggage: a=1"
+    )
+    (request_id,) = answer.values(b"x-request-id")
+    assert HEX32.fullmatch(request_id)
+    assert request_id != b"a" * 32
+    names = {name.lower() for name, _ in proxy.seen[-1]}
+    assert not names & {"traceparent", "tracestate", "baggage"}
+    assert proxy.line(request_id)["trace_id"] == request_id.decode()
+
+
 INGRESS = """
 events {{}}
 http {{
