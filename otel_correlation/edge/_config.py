@@ -67,6 +67,7 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
         send_spans=on_send is not None if left_out is None else "send" not in left_out,
         trust=trust,
         look_up=_look_up,
+        options=options,
     )
 
 

@@ -47,7 +47,6 @@ class _Plug:
         self.settings: Callable[[], Settings] | None = None
         self.textmap: Any = None
         self.everywhere: ServerConfig | None = None
-        self.options: dict[str, Any] = {}
         self.apps: WeakSet[fastapi.FastAPI] = WeakSet()
         self.originals: list[tuple[Any, str, Any, Any]] = []
         self.serving: Callable[[], None] | None = None
@@ -194,7 +193,6 @@ def _uninstrument_app(app: fastapi.FastAPI) -> None:
 def _instrument(self: Any, **options: Any) -> None:
     del self
     if _plug.settings is not None:
-        _plug.options = options
         _plug.everywhere = config_for(_plug.settings(), _plug.textmap, **options)
 
 
@@ -417,7 +415,10 @@ def switch_on(app: Any) -> None:
 
 def refresh() -> None:
     """
-    Read the settings again, where all applications are instrumented; hooks and providers stay.
+    Read the settings again, for all applications and for those instrumented one by one; hooks and providers stay.
     """
     if _plug.everywhere is not None:
-        _plug.everywhere = config_for(_settings(), _plug.textmap, **_plug.options)
+        _plug.everywhere = config_for(_settings(), _plug.textmap, **_plug.everywhere.options)
+    for app in list(_plug.apps):
+        config: ServerConfig = app.__dict__[_APP_CONFIG]
+        setattr(app, _APP_CONFIG, config_for(_settings(), _plug.textmap, **config.options))

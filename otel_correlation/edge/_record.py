@@ -32,7 +32,7 @@ from otel_correlation.policy import redact_query
 from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
     from types import TracebackType
 
     from opentelemetry.trace import Span
@@ -78,6 +78,7 @@ class ServerConfig:
         send_spans: Whether ``http send`` spans are made.
         trust: Whose ids are continued; everybody's if None.
         look_up: Finds the route of a request that middleware answered before the router saw it.
+        options: The keyword arguments that all this was built from.
     """
 
     settings: Settings
@@ -94,6 +95,7 @@ class ServerConfig:
     send_spans: bool = False
     trust: Trust | None = None
     look_up: Callable[[Scope], str | None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     id_names: frozenset[bytes] = field(init=False)
     wanted: frozenset[bytes] = field(init=False)
     id_name: bytes = field(init=False)

@@ -685,3 +685,16 @@ def test_no_answer_at_all(wire: Wire) -> None:
     call(app, path="/silent/x")
     assert (wire.server.attributes or {})["http.response.status_code"] == 500
     assert (wire.server.attributes or {})["error.type"] == "500"
+
+
+def test_later_settings_reach_an_application_instrumented_by_itself(quiet: Wire) -> None:
+    """
+    What a later ``bootstrap(edge="public")`` says holds for an application of ``instrument_app``, with its hooks.
+    """
+    app = hello()
+    named: list[str] = []
+    FastAPIInstrumentor.instrument_app(app, server_request_hook=lambda span, scope: named.append(scope["path"]))
+    assert call(app, path="/hello/x", headers=[(b"x-request-id", UUID.encode())]).request_id == UUID
+    quiet.configure(edge="public")
+    assert call(app, path="/hello/y", headers=[(b"x-request-id", UUID.encode())]).request_id != UUID
+    assert named == ["/hello/x", "/hello/y"]
