@@ -128,6 +128,7 @@ class _Socket:
         await self._send(message)
         if body is not None:
             await self._send(body)
+            _complete(self._send)
 
     def _answer(self, message: Message) -> tuple[Message, Message | None]:
         """
@@ -252,3 +253,16 @@ def _waiting() -> contextvars.Context | None:
                 found: contextvars.Context = context
                 return found
     return None
+
+
+def _complete(send: Send) -> None:
+    """
+    Mark the handshake over in uvicorn's websockets-sansio, which forgets it after a denial response.
+
+    It would report an ERROR, "ASGI callable returned without completing handshake.", for each refusal.
+
+    See: uvicorn's pull request 3138.
+    """
+    protocol: Any = getattr(send, "__self__", None)
+    if getattr(protocol, "handshake_complete", None) is False and getattr(protocol, "close_sent", None) is True:
+        protocol.handshake_complete = True

@@ -227,3 +227,27 @@ def test_websocket_answers_carry_the_id(wire: Wire, path: str, status: str) -> N
     assert (wire.server.attributes or {})["http.response.status_code"] == int(status)
     if status == "101":
         assert (wire.spans[1].attributes or {})["otel_correlation.websocket.close_code"] == 4001
+
+
+@pytest.mark.slow
+def test_a_refused_websocket_is_no_error_of_the_server(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A refusal by close() is no ERROR in the server's log, although a denial response carries it; as without us.
+    """
+    app = FastAPI()
+
+    @app.websocket("/refuse")
+    async def refuse(websocket: WebSocket) -> None:
+        await websocket.close(1008)
+
+    with (
+        caplog.at_level(logging.INFO, "uvicorn.error"),
+        serving(app, ws="websockets-sansio") as port,
+        socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection,
+    ):
+        connection.sendall(HANDSHAKE.format(path="/refuse", id=UUID).encode())
+        ((headers, _),) = read_responses(connection, 1)
+    assert (headers[":status"], headers["x-request-id"]) == ("403", UUID)
+    said = [record.getMessage() for record in caplog.records if record.name == "uvicorn.error"]
+    assert "connection rejected (403 Forbidden)" in said
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
