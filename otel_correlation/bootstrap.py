@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard, logs, semconv
@@ -22,6 +23,7 @@ from otel_correlation.settings import DISTRO, Settings, from_environment, with_o
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from opentelemetry.propagators.textmap import TextMapPropagator
     from starlette.types import ASGIApp
 
 
@@ -96,6 +98,8 @@ class _State:
         self.provider: TracerProvider | None = None
         self.foreign: TracerProvider | None = None
         self.batchers: tuple[Any, ...] = ()
+        # The global propagator, where it is ours.
+        self.textmap: TextMapPropagator | None = None
         self.announced = False
         self.pending: list[str] = []
 
@@ -203,7 +207,7 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
     Set everything up from code: provider, exporters, propagators, logs, FastAPI and httpx.
 
     Idempotent: a second call, or a call under ``opentelemetry-instrument``, keeps what runs, and settings given then
-    are applied as far as they do not name exporters.
+    are applied as far as they do not name exporters or switch everything off.
 
     Args:
         app: The application. Every FastAPI application is covered anyway; naming one that was excluded switches it on.
@@ -213,12 +217,14 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
         ConfigError: An unknown setting, or a value of the wrong type or out of range.
     """
     with _state.lock:
-        wanted = with_overrides(_state.settings or from_environment(), settings)
-        if _state.settings is None:
+        before = _state.settings
+        wanted = with_overrides(before or from_environment(), settings)
+        if before is None or (wanted.enabled and not before.enabled):
+            _state.settings = None  # nothing was started where the environment switched everything off
             _start(wanted, instrument=True)
             _announce()
         elif settings:
-            _apply(_state.settings, wanted)
+            _apply(before, wanted)
         if _state.settings is not None and _state.settings.enabled:
             _instrument_everything()
             if app is not None:
@@ -280,7 +286,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             _keep_foreign_provider(trace_api.get_tracer_provider())
             exits.install(_flush)
         else:
-            textmap = propagators.build(settings)
+            textmap = _state.textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
         if not settings.sdk_disabled and not by_file:
             resource = _resource(settings, auto_version)
@@ -362,12 +368,17 @@ def _apply(before: Settings, wanted: Settings) -> None:
     """
     Apply what code asked for after the start; an exporter that runs is kept.
     """
-    for name in ("traces_exporters", "logs_exporters", "metrics_exporters", "traces_protocol", "logs_protocol"):
+    if not before.enabled:
+        _state.settings = wanted
+        return
+    names = ("enabled", "traces_exporters", "logs_exporters", "metrics_exporters", "traces_protocol", "logs_protocol")
+    for name in names:
         if getattr(before, name) != getattr(wanted, name):
             guard.logger.warning(
-                "bootstrap(%s=...) came after the start and is left out; set it at the first call", name
+                "bootstrap(%s=...) came after the start and is left out; set it in the environment or at the first call",
+                name,
             )
-    _state.settings = wanted
+    _state.settings = wanted = replaced(wanted, enabled=True)
     provider = _state.provider
     if provider is not None and (before.ratio, before.sampler) != (wanted.ratio, wanted.sampler):
         sampler = sampling.from_settings(wanted)
@@ -375,14 +386,15 @@ def _apply(before: Settings, wanted: Settings) -> None:
             provider.sampler = sampler
             for tracer in provider._tracers.values():
                 tracer.sampler = sampler
-    if before.enabled and wanted.enabled:
-        logs.install(wanted)
+    logs.install(wanted)
+    if _state.textmap is not None and propagate.get_global_textmap() is _state.textmap:
+        # Made of the settings as they were; one that the application has set since stays.
+        _state.textmap = propagators.build(wanted)
+        propagate.set_global_textmap(_state.textmap)
+        fastapi_plug.activate(_current_settings, textmap=_state.textmap)
     fastapi_plug.refresh()
     clients.refresh()
-    if wanted.enabled:
-        tasks.activate(_current_settings, start_child)
-    else:
-        tasks.deactivate()
+    tasks.activate(_current_settings, start_child)
 
 
 def _resource(settings: Settings, auto_version: str | None) -> Resource:

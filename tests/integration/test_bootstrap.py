@@ -227,6 +227,94 @@ assert "x-correlation-id" in TestClient(FastAPI()).get("/").headers
     assert ended.returncode == 0, ended.stderr
 
 
+SEND = """
+import httpx
+sent = []
+def answer(request):
+    sent.append(request.headers)
+    return httpx.Response(200)
+with otel_correlation.work("tick", request_id="order-4711"):
+    httpx.Client(transport=httpx.MockTransport(answer)).get("http://shop.example")
+"""
+
+
+def test_later_settings_hold_for_what_is_sent() -> None:
+    """
+    A later ``bootstrap`` names the header of outgoing requests and messages, too, and which propagators they pass.
+    """
+    code = """
+import otel_correlation
+from opentelemetry import baggage, context
+otel_correlation.bootstrap()
+otel_correlation.bootstrap(response_header="X-Correlation-ID", propagators=["tracecontext", "xrequestid"])
+context.attach(baggage.set_baggage("tier", "gold"))
+"""
+    ended = run(f"""{code}{SEND}
+    written = otel_correlation.inject()
+assert sent[0]["x-correlation-id"] == written["X-Correlation-ID"] == "order-4711"
+assert not {{"x-request-id", "baggage"}} & {{*sent[0], *map(str.lower, written)}}
+""")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_propagator_that_the_application_set_stays() -> None:
+    """
+    A later ``bootstrap`` leaves the propagator alone that the application has made the global one since.
+    """
+    ended = run("""
+import otel_correlation
+from opentelemetry import propagate
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+otel_correlation.bootstrap()
+propagate.set_global_textmap(own := TraceContextTextMapPropagator())
+otel_correlation.bootstrap(response_header="X-Correlation-ID")
+assert propagate.get_global_textmap() is own
+""")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_code_switches_on_what_the_environment_switched_off() -> None:
+    """
+    Under ``OTEL_CORRELATION_ENABLED=false``, ``bootstrap(enabled=True)`` starts everything, as the first call does.
+    """
+    code = """
+from opentelemetry.instrumentation import auto_instrumentation
+auto_instrumentation.initialize()
+import otel_correlation
+assert otel_correlation.inject() == {}
+otel_correlation.bootstrap(enabled=True)
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+app = FastAPI()
+app.get("/")(otel_correlation.request_id)
+reply = TestClient(app).get("/", headers={"x-request-id": "order-4711"})
+assert reply.json() == reply.headers["x-request-id"] == "order-4711"
+from opentelemetry import trace
+assert trace.get_tracer("mine").start_span("own").is_recording()
+"""
+    ended = run(code + SEND + "assert sent[0]['x-request-id'] == 'order-4711'", OTEL_CORRELATION_ENABLED="false")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_what_runs_is_not_switched_off_by_half() -> None:
+    """
+    ``bootstrap(enabled=False)`` after the start says how to switch off, and everything goes on.
+    """
+    ended = run(
+        "import otel_correlation\notel_correlation.bootstrap()\n"
+        + SEND.replace(
+            "with",
+            """
+otel_correlation.bootstrap(enabled=False, response_header="X-Correlation-ID")
+with""",
+            1,
+        )
+        + "assert sent[0]['x-correlation-id'] == 'order-4711'"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "bootstrap(enabled=...) came after the start and is left out" in ended.stdout + ended.stderr
+
+
 def test_a_service_name_in_code_is_the_resources() -> None:
     """
     ``bootstrap(service_name=...)`` names the service on its spans, not only in its lines.
