@@ -375,7 +375,7 @@ def _apply(before: Settings, wanted: Settings) -> None:
     for name in names:
         if getattr(before, name) != getattr(wanted, name):
             guard.logger.warning(
-                "bootstrap(%s=...) came after the start and is left out; set it in the environment or at the first call",
+                "bootstrap(%s=...) came after the start and is left out; set it at the first call, or by its variable",
                 name,
             )
     _state.settings = wanted = replaced(wanted, enabled=True)
