@@ -236,6 +236,7 @@ _format: Final = Patch(logging.Formatter, "format")
 _format_exception: Final = Patch(logging.Formatter, "formatException")
 _PATCHES: Final = (_logger_handle, _call_handlers, _add_handler, _handler_handle, _format, _format_exception)
 
+_LEFT: Final = ("message", "asctime", "exc_text")
 # The rarest of the five in user code: a record that has it was seen by us.
 _SEEN: Final = _TRACE_FLAGS
 
@@ -289,7 +290,14 @@ def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:  # p
     level = record.levelno
     # None on a record that was made by hand.
     if type(level) is int and level >= logging.WARNING and seams.fields is not None:
-        record = _clean(record)
+        shown = _clean(record)
+        if shown is not record:
+            text = _format.original(self, shown)
+            # What formatting leaves on a record; a subclass may look at it afterwards.
+            for name in _LEFT:
+                if name in shown.__dict__:
+                    record.__dict__[name] = shown.__dict__[name]
+            return text
     return _format.original(self, record)
 
 

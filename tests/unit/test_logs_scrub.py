@@ -97,3 +97,19 @@ def test_other_messages_are_left_alone(message: Any, args: Any) -> None:
     """
     made = logging.LogRecord("shop", logging.ERROR, "", 0, message, args, None)
     assert record._clean(made) is made
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_subclass_finds_what_formatting_leaves_on_a_record() -> None:
+    """
+    A formatter that reads ``record.message`` and ``record.asctime`` after the base class has made them finds them.
+    """
+
+    class Short(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            super().format(record)
+            return f"{record.asctime[:2]} {record.message}"
+
+    record = logging.makeLogRecord({"levelno": logging.ERROR, "msg": "x input_value='s3cret', input_type=str"})
+    assert Short("%(asctime)s").format(record) == f"{record.asctime[:2]} x input_value=REDACTED, input_type=str"
+    assert record.getMessage() == "x input_value='s3cret', input_type=str"
