@@ -72,7 +72,8 @@ _NEXT: Final = (
     "{'type': ",
     "Endpoint: ",
 )
-_URL_IN_TEXT: Final = re.compile(r"https?://[^\s'\"<>]+")
+# Of any scheme: what cannot connect to a database or a broker names it with its password.
+_URL_IN_TEXT: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s'\"<>]+")
 
 
 def scrub(text: str) -> str:

@@ -82,6 +82,15 @@ def test_what_databases_quote_is_hidden(text: str, shown: str, sent: str) -> Non
     assert scrub(text.format(sent)) == shown
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "redis", "amqp", "mongodb+srv"])
+def test_the_url_of_a_database_loses_its_password(scheme: str) -> None:
+    """
+    An error that names where it could not connect to shows neither user nor password, whatever the scheme.
+    """
+    text = f"cannot connect to '{scheme}://app:s3cret@db.internal:5432/shop': refused"
+    assert scrub(text) == f"cannot connect to '{scheme}://REDACTED:REDACTED@db.internal:5432/shop': refused"
+
+
 def test_scrubbing_leaves_other_texts_alone() -> None:
     """
     A text without anything to hide is the same afterwards.
