@@ -106,7 +106,7 @@ class Scope:
         """
         End the span and make current what was before.
         """
-        entered = self._entered.pop()
+        entered = self._left()
         if entered is None:
             return
         begun, token = entered
@@ -122,6 +122,16 @@ class Scope:
             guard.report("tasks.end")
         finally:
             identity.detach(token)
+
+    def _left(self) -> tuple[_Begun, Any] | None:
+        """
+        Return what the block began with that ends here: tasks and threads may share one scope, and end in any order.
+        """
+        current = otel_context.get_current()
+        mine = (entered for entered in reversed(self._entered) if entered and entered[0].context is current)
+        found = next(mine, self._entered[-1])
+        self._entered.remove(found)
+        return found
 
     async def __aenter__(self) -> Span:
         """

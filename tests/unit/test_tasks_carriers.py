@@ -245,6 +245,36 @@ def test_async_with(wire: Wire) -> None:
     assert [span.name for span in wire.spans] == ["tick", "consume"]
 
 
+def test_tasks_share_a_scope(wire: Wire) -> None:
+    """
+    One object that two tasks enter is an identity for each; each ends its own, whoever ends first.
+    """
+    tick = work("tick")
+
+    async def first(entered: asyncio.Event, left: asyncio.Event) -> None:
+        with tick as span:
+            await entered.wait()
+        assert ids() == (None, None)
+        assert not span.is_recording()
+        left.set()
+
+    async def second(entered: asyncio.Event, left: asyncio.Event) -> None:
+        with tick as span:
+            before = ids()
+            entered.set()
+            await left.wait()
+            assert ids() == before
+            assert span.is_recording()
+        assert ids() == (None, None)
+
+    async def both() -> None:
+        entered, left = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(first(entered, left), second(entered, left))
+
+    asyncio.run(both())
+    assert len(wire.spans) == 2
+
+
 def test_bind_reaches_the_span_of_work(wire: Wire) -> None:
     """
     ``bind`` inside ``work`` puts its fields on the span of ``work``, from inside a child span, too.
