@@ -60,40 +60,48 @@ def replace(environ: MutableMapping[str, str]) -> None:
     """
     Take wrong values out of ``environ`` and remember them there.
     """
-    wrong: dict[str, str] = {}
+    wrong: dict[str, tuple[str, str]] = {}
     for variable in LISTS:
         value = environ.get(variable, "")
         names = [name.strip() for name in value.split(",")]
         good = [name for name in names if name and _is_installed(variable, name)]
         # An empty value, too: the API looks for a propagator without a name.
         if variable in environ and good != names:
-            wrong[variable] = value
+            wrong[variable] = value, ",".join(good)
             if good:
                 environ[variable] = ",".join(good)
             else:
                 del environ[variable]
     for name in LIMITS:
         if name in environ and not is_limit(environ[name]):
-            wrong[name] = environ.pop(name)
+            wrong[name] = environ.pop(name), ""
     if wrong:
         environ[_REPLACED] = json.dumps({**_remembered(environ), **wrong})
 
 
-def _remembered(environ: Mapping[str, str]) -> dict[str, str]:
+def _remembered(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """
+    Return what was replaced, and by what, as far as it still stands there: a child may have values of its own.
+    """
     try:
         found = json.loads(environ.get(_REPLACED, "{}"))
     except ValueError:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, str)}
+    pairs = {name: tuple(pair) for name, pair in found.items() if isinstance(pair, list) and len(pair) == 2}
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if isinstance(pair[0], str) and isinstance(pair[1], str) and environ.get(name, "") == pair[1]
+    }
 
 
 def originals(environ: Mapping[str, str]) -> dict[str, str]:
     """
     Return ``environ`` as the user set it.
     """
-    return {**environ, **_remembered(environ)}
+    return {**environ, **{name: value for name, (value, _) in _remembered(environ).items()}}
 
 
 replace(os.environ)

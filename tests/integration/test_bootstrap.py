@@ -77,6 +77,31 @@ def test_a_wrong_value_is_one_line_and_the_service_serves(name: str, value: str,
     assert "Traceback" not in output + errors
 
 
+@pytest.mark.parametrize(
+    ("own", "used", "told"),
+    [({}, ("baggage",), 2), ({"OTEL_PROPAGATORS": "tracecontext"}, ("tracecontext",), 1)],
+    ids=["the parent's", "its own"],
+)
+def test_a_child_process_has_its_own_values(own: dict[str, str], used: tuple[str, ...], told: int) -> None:
+    """
+    A child hears of the wrong values that it inherits; one that it was given a good value for has that.
+    """
+    child = """
+import os
+from otel_correlation._early import originals
+from otel_correlation.settings import from_environment
+names = ("OTEL_PROPAGATORS", "OTEL_SPAN_LINK_COUNT_LIMIT")
+print((from_environment().propagators, sum("bogus" in originals(os.environ).get(name, "") for name in names)))
+"""
+    code = f"""
+import os, subprocess, sys
+import otel_correlation.bootstrap
+subprocess.run([sys.executable, "-c", {child!r}], env={{**os.environ, **{own!r}}}, check=True)
+"""
+    ended = run(code, OTEL_PROPAGATORS="bogus,baggage", OTEL_SPAN_LINK_COUNT_LIMIT="bogus")
+    assert ended.stdout.strip() == str((used, told)), ended.stderr
+
+
 def test_no_propagators_is_no_error(tmp_path: Path) -> None:
     """
     With OTEL_PROPAGATORS=none requests are served with an id of their own, and no warning.
