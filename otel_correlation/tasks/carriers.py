@@ -302,6 +302,8 @@ def inject(carrier: MutableMapping[str, str] | None = None) -> MutableMapping[st
         return target
     try:
         settings = _settings()
+        if settings.sdk_disabled and "xrequestid" not in settings.propagators:
+            return target
         # The propagators leave a request id alone that a carrier has, so they never see this one.
         found: dict[str, str] = {}
         ours = propagators.RequestIdPropagator(settings)

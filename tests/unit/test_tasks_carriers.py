@@ -359,6 +359,17 @@ def test_outside_nothing_is_injected(wire: Wire) -> None:
     assert inject({"k": "v"}) == {"k": "v"}
 
 
+def test_without_the_sdk_the_propagators_still_count(wire: Wire) -> None:
+    """
+    Where OTEL_PROPAGATORS leaves the request id out, a message goes without it, also with the SDK disabled.
+    """
+    cases: list[tuple[str, dict[str, str]]] = [("tracecontext", {}), ("xrequestid", {"X-Request-ID": RID})]
+    for name, written in cases:
+        wire.configure(sdk_disabled=True, propagators=[name])
+        with work("tick", request_id=RID):
+            assert inject() == written
+
+
 def test_the_header_has_the_name_of_the_settings(wire: Wire) -> None:
     """
     Messages use the names that requests use.
