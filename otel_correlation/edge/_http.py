@@ -81,19 +81,30 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
         await app(scope, inner_receive, inner_send)
     except BaseException as error:
         if isinstance(error, OSError) and comes_from(error, send):
-            record.disconnected = True
+            record.disconnected, record.status = True, 0
         else:
             record.error = error
-        if not record.status:
-            record.status = 500
+            record.status = record.status or 500
         identity.stash(error)
         raise
     finally:
         try:
+            if _given_up(receive):
+                record.disconnected = True
             finish(record, scope)
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("edge.finish")
         leave(record, scope, token)
+
+
+def _given_up(receive: Receive) -> bool:
+    """
+    Tell whether the server saw the client go before the response was complete.
+
+    A handler that reads nothing more is told of it by nobody: uvicorn drops what it sends. ``receive`` is a method of
+    uvicorn's request object, which keeps this flag (both HTTP implementations); other servers have none.
+    """
+    return getattr(getattr(receive, "__self__", None), "disconnected", False) is True
 
 
 def spanned_receive(config: ServerConfig, record: Record, scope: Scope, receive: Receive) -> Receive:

@@ -65,7 +65,7 @@ class ServerMetrics:
         }
         if route := record.route:
             values[http_attributes.HTTP_ROUTE] = route
-        if record.status and not record.disconnected:
+        if record.status and not record.gone:
             values[http_attributes.HTTP_RESPONSE_STATUS_CODE] = record.status
         if failed := error_type(record):
             values[error_attributes.ERROR_TYPE] = failed

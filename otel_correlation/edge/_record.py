@@ -172,6 +172,13 @@ class Record:
         """
         return self._route
 
+    @property
+    def gone(self) -> bool:
+        """
+        Whether the client went away and nothing else failed: a server that failed has failed, whoever waits.
+        """
+        return self.disconnected and self.status < 500
+
     def matched(self, route: str) -> None:
         """
         Take the route's template, as soon as it is known, for the span's name; a name that user code chose stays.
@@ -269,10 +276,9 @@ def finish(record: Record, scope: Scope) -> None:
     elapsed_ns = (record.finished_ns or perf_counter_ns()) - record.started_ns
     if isinstance(record.error, ClientDisconnect):
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
-        record.disconnected, record.error = True, None
-    gone = record.disconnected
+        record.disconnected, record.error, record.status = True, None, 0
     # Servers answer 500 for an application that returns without an answer.
-    status = record.status = record.status or (0 if gone else 500)
+    status = record.status = record.status or (0 if record.disconnected else 500)
     if record.route is None and record.config.look_up is not None and "router" not in scope:
         # Each part behind a boundary of its own: a route, processor or meter of somebody else's costs only itself.
         with guard.never_raise("edge.route"):
@@ -286,7 +292,7 @@ def finish(record: Record, scope: Scope) -> None:
     span = record.recording
     if span is not None:
         try:
-            _tell(span, record, gone=gone)
+            _tell(span, record)
         except Exception:  # noqa: BLE001 - the span ends all the same
             guard.report("edge.span")
         try:
@@ -298,7 +304,7 @@ def finish(record: Record, scope: Scope) -> None:
     if metrics is not None and scope["type"] == "http":
         with guard.never_raise("edge.metrics"):
             metrics.finished(record, scope, elapsed_ns / 1e9)
-    shown = _CLIENT_GONE if gone else status
+    shown = _CLIENT_GONE if record.gone else status
     extra = {_INVALID_FIELD: list(record.invalid)} if record.invalid else None
     logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6, extra=extra)
 
@@ -320,7 +326,7 @@ def _look_at_handled(record: Record, handled: tuple[BaseException, TracebackType
     record.answered = handled
 
 
-def _tell(span: Span, record: Record, *, gone: bool) -> None:
+def _tell(span: Span, record: Record) -> None:
     """
     Show on the SERVER span how its request ended.
     """
@@ -329,8 +335,9 @@ def _tell(span: Span, record: Record, *, gone: bool) -> None:
         span.set_attribute(semconv.VALIDATION_ERRORS, record.invalid)
     if error is not None:
         record_error(span, error)
-    if gone:
+    if record.disconnected:
         span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
+    if record.gone:
         if error is None:
             span.set_attribute(error_attributes.ERROR_TYPE, _GONE)
     else:
@@ -349,7 +356,7 @@ def error_type(record: Record) -> str | None:
     """
     if record.error is not None:
         return class_name(type(record.error))
-    if record.disconnected:
+    if record.gone:
         return _GONE
     if record.answered is not None and not isinstance(record.answered[0], HTTPException):
         return class_name(type(record.answered[0]))

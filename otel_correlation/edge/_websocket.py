@@ -213,7 +213,7 @@ class _Socket:
         if not self._handshake_over:
             record.disconnected = error is None and self._close_code is not None
             # Servers answer 500 for an application that neither accepts nor refuses.
-            self._end_handshake(500)
+            self._end_handshake(0 if record.disconnected else 500)
             return
         tracer = record.config.tracer
         if not self._accepted or tracer is None or record.span is None:

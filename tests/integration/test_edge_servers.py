@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from otel_correlation import identity
 from otel_correlation.identity import log_ids
@@ -114,6 +114,48 @@ def test_pipelined_requests(wire: Wire, http: Any) -> None:
     assert len(wire.spans) == 4
     assert all(span.parent is None for span in wire.spans)
     assert {span.name for span in wire.spans} == {"GET /slow/{number}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("status", [200, 404, 503])
+@pytest.mark.parametrize("threaded", [False, True], ids=["async", "thread"])
+def test_client_that_does_not_wait(wire: Wire, http: Any, status: int, threaded: bool) -> None:
+    """
+    A client that gave up before a handler answered is visible and is no 200; a failure of the server stays one.
+    """
+    app = FastAPI()
+    gone = threading.Event()
+
+    def waiting() -> JSONResponse:
+        assert gone.wait(DEADLINE_S)
+        return JSONResponse({}, status)
+
+    async def waiting_async() -> JSONResponse:
+        return await asyncio.to_thread(waiting)
+
+    app.add_api_route("/report", waiting if threaded else waiting_async)
+
+    @app.get("/release")
+    async def release() -> None:
+        gone.set()
+
+    with serving(app, http=http) as port:
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+            connection.sendall(b"GET /report HTTP/1.1\r\nhost: x\r\n\r\n")
+        # The server reads this connection after it has seen the end of the other one.
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+            connection.sendall(b"GET /release HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            while connection.recv(4096):
+                pass
+        wait_for(lambda: len(wire.servers) == 2)
+    attributes = next(dict(span.attributes or {}) for span in wire.servers if span.name == "GET /report")
+    released = next(dict(span.attributes or {}) for span in wire.servers if span.name == "GET /release")
+    assert attributes["otel_correlation.client_disconnected"] is True
+    assert attributes["error.type"] == ("503" if status == 503 else "client_disconnected")
+    assert attributes.get("http.response.status_code") == (503 if status == 503 else None)
+    assert "otel_correlation.client_disconnected" not in released
+    assert released["http.response.status_code"] == 200
 
 
 @pytest.mark.slow
