@@ -272,12 +272,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         _state.settings = settings
         if not settings.enabled:
             return
-        problems = list(settings.problems)
-        if settings.force_sample_header and not settings.trusted_networks:
-            problems.append(
-                f"{semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER}={settings.force_sample_header} has no effect: "
-                f"{semconv.OTEL_CORRELATION_TRUSTED_NETWORKS} names nobody who may use it"
-            )
+        problems = [*settings.problems, *_without_effect(settings)]
         logs.install(settings)
         textmap = None
         by_file = not settings.sdk_disabled and _configured_by_file(problems)
@@ -304,6 +299,23 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         _state.pending += problems
         fastapi_plug.on_serving(_announce)
         atexit.register(_announce_unserved)
+
+
+def _without_effect(settings: Settings) -> list[str]:
+    """
+    Say what was declared about trust and does nothing, because nobody is trusted.
+    """
+    if settings.trusted_networks:
+        return []
+    said = (
+        (semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER, settings.force_sample_header, "names nobody who may use it"),
+        (semconv.OTEL_CORRELATION_TRUSTED_PROXIES, ",".join(settings.trusted_proxies), "names nobody behind them"),
+    )
+    return [
+        f"{name}={value} has no effect: {semconv.OTEL_CORRELATION_TRUSTED_NETWORKS} {why}"
+        for name, value, why in said
+        if value
+    ]
 
 
 def _configured_by_file(problems: list[str]) -> bool:
@@ -378,6 +390,9 @@ def _apply(before: Settings, wanted: Settings) -> None:
                 "bootstrap(%s=...) came after the start and is left out; set it at the first call, or by its variable",
                 name,
             )
+    for line in _without_effect(wanted):
+        if line not in _without_effect(before):
+            guard.logger.warning("%s", line)
     _state.settings = wanted = replaced(wanted, enabled=True)
     provider = _state.provider
     if provider is not None and (before.ratio, before.sampler) != (wanted.ratio, wanted.sampler):

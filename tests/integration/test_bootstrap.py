@@ -340,6 +340,23 @@ with""",
     assert "bootstrap(enabled=...) came after the start and is left out" in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("first", ["", "otel_correlation.bootstrap()"], ids=["first call", "later call"])
+def test_proxies_without_networks_are_told_of(first: str) -> None:
+    """
+    Whoever declares proxies and no networks learns, once, that callers are told apart by neither.
+    """
+    code = f"""
+import otel_correlation
+{first}
+otel_correlation.bootstrap(trusted_proxies=["10.0.7.0/24"])
+otel_correlation.bootstrap(ratio=0.5)
+"""
+    ended = run(code)
+    assert ended.returncode == 0, ended.stderr
+    line = "OTEL_CORRELATION_TRUSTED_PROXIES=10.0.7.0/24 has no effect: OTEL_CORRELATION_TRUSTED_NETWORKS names nobody"
+    assert (ended.stdout + ended.stderr).count(line) == 1
+
+
 def test_a_service_name_in_code_is_the_resources() -> None:
     """
     ``bootstrap(service_name=...)`` names the service on its spans, not only in its lines.
