@@ -97,7 +97,14 @@ def bind(**fields: Any) -> None:
         found.fields = {**found.fields, **fields}
     if found.span is not None and found.span.is_recording():
         for name, value in fields.items():
-            found.span.set_attribute(name, value if isinstance(value, str | bool | int | float) else str(value))
+            found.span.set_attribute(name, value if isinstance(value, str | bool | int | float) else _text(value))
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - somebody's __str__; a request does not fail because it is sampled
+        return f"<{type(value).__qualname__} without text>"
 
 
 def log_ids() -> tuple[str, str, str, str]:

@@ -151,6 +151,23 @@ def test_binding_works_without_a_recording_span() -> None:
             assert who.fields == {"order": 1}
 
 
+def test_a_value_without_text_fails_no_request() -> None:
+    """
+    What cannot be shown, such as a row whose session is gone, is bound all the same, sampled or not.
+    """
+
+    class Detached:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("GET /")
+    with _request(span=span) as who:
+        bind(user=(user := Detached()))
+    assert who is not None
+    assert who.fields == {"user": user}
+    assert "Detached without text>" in str(getattr(span, "attributes", {})["user"])
+
+
 def test_bound_fields_of_interleaved_requests_never_mix() -> None:
     """
     Of 200 requests that run at once each sees only what was bound to itself.
