@@ -80,3 +80,21 @@ assert response.json() == {"number": 7, "request_id": response.headers["x-reques
         [sys.executable, "-c", block + check], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_test_of_the_how_to_passes(tmp_path: Path) -> None:
+    """
+    The test that the page on testing shows passes as a file of its own, in a process of its own.
+    """
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/testing.md").read_text(), re.DOTALL)
+    (tmp_path / "test_orders.py").write_text(block)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 passed" in ended.stdout
