@@ -243,7 +243,7 @@ def _scope(ctx: dict[Any, Any], queue: str, crons: frozenset[str]) -> Scope:
     name = f"run {function}"
     if carrier is None and function in crons:
         return work(name, attributes=attributes)
-    return continue_from(carrier, name, attributes=attributes)
+    return continue_from({} if carrier is None else carrier, name, attributes=attributes)
 
 
 def _ending(hook: Hook | None) -> Hook:

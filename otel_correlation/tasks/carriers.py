@@ -333,7 +333,8 @@ def continue_from(
     ``async with``) and a decorator of functions and coroutine functions.
 
     Args:
-        carrier: A mapping of header names to values, or an iterable of pairs; text or bytes; None is empty.
+        carrier: A mapping of header names to values, or an iterable of pairs; text or bytes. None says that there is
+            no message, so no warning says that its headers are missing.
         name: Name of a CONSUMER span, the producer's child. Without it no span is made and the producer's is current:
             for where an instrumentation makes one.
         link: True: the span is in a trace of its own, linked to the producer's; the request id goes on. None:
@@ -417,6 +418,9 @@ def _continue(
         parent = caller if caller.is_valid else None
         if parent is None and semconv.TRACEPARENT in headers:
             clean = False
+    if clean and carrier is not None and parent is None and received is None and not refused:
+        guard.count("message.without_ids")
+        guard.warn_seldom("bare message", "A message came without trace headers; it starts a trace of its own")
     if not clean:
         guard.count("message.malformed")
         guard.warn_seldom("message", "A message's headers could not be used; it starts a trace of its own")

@@ -92,7 +92,7 @@ def _publishing(headers: dict[str, Any] | None = None, **_: Any) -> None:
 
 def _begin(task: Any = None, **_: Any) -> None:
     if task is not None and not _is_official() and not _is_inside(task.request):
-        scope = continue_from(task.request.headers)
+        scope = continue_from(task.request.headers or {})
         scope.__enter__()
         setattr(task.request, _SCOPE, scope)
 
@@ -207,7 +207,7 @@ def _on_official(module: ModuleType) -> None:
             before(self, *args, **kwargs)
             return
         self.update_task_duration_time(task_id)
-        scope = continue_from(task.request.headers, f"run/{task.name}", link=self._use_span_links or None)
+        scope = continue_from(task.request.headers or {}, f"run/{task.name}", link=self._use_span_links or None)
         setattr(task.request, _SCOPE, (scope.__enter__(), scope, None))
 
     def _retrieve_context(task: Any, task_id: str, is_publish: bool = False) -> Any:  # noqa: FBT001, FBT002 - theirs

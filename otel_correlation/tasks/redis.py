@@ -269,7 +269,7 @@ class Message:
         raw: What redis-py delivered.
     """
 
-    __slots__ = ("channel", "data", "headers", "pattern", "raw")
+    __slots__ = ("_carrier", "channel", "data", "headers", "pattern", "raw")
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         found = unwrap(raw.get("data"))
@@ -285,6 +285,9 @@ class Message:
         self.pattern: Any = raw.get("pattern")
         self.data: Any = found.payload
         self.headers: dict[str, str] = found.headers or {}
+        self._carrier = (
+            None if found.malformed else self.headers
+        )  # What was warned about is no message without headers.
 
     def continued(self, name: str | None = None, *, link: bool | None = None) -> Scope:
         """
@@ -302,7 +305,7 @@ class Message:
         with guard.never_raise("redis.message"):
             size = len(self.data.encode("utf-8", "surrogatepass") if isinstance(self.data, str) else self.data)
             attributes = _described("process", "process", self.channel, pattern, size)
-        return continue_from(self.headers, name or _name("process", pattern), link=link, attributes=attributes)
+        return continue_from(self._carrier, name or _name("process", pattern), link=link, attributes=attributes)
 
 
 def received(raw: Mapping[str, Any] | None) -> Message | None:

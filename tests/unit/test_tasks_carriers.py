@@ -428,16 +428,17 @@ def test_a_generator_of_pairs(wire: Wire) -> None:
         assert ids() == (RID, TRACE)
 
 
-def test_a_message_without_headers_starts_fresh_and_quietly(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_without_headers_starts_fresh(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
     """
-    No headers, or none of ours, are no reason for a warning.
+    A message without headers, or without any of ours, is counted, and one warning a minute says so; None is no message.
     """
     carriers: list[Any] = [None, {}, [], {"content-type": "json"}]
     for carrier in carriers:
         with continue_from(carrier, "consume"):
             rid, tid = ids()
             assert rid == tid
-    assert not caplog.records
+    assert guard.counters() == {"message.without_ids": 3}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert all(span.parent is None for span in wire.spans)
 
 
