@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import wrapt
 
 from otel_correlation import guard
-from otel_correlation.logs.lines import text_of
+from otel_correlation.logs.lines import SHORTEST_QUOTE, text_of
 from otel_correlation.logs.record import seams
 from otel_correlation.policy import hide_quoted, scrub
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _LIBRARIES: Final = ("structlog", "loguru")
 _DEPTH: Final = 8
 _LINKS: Final = 64
-# No text that quotes anything is shorter; most fields are.
-_SHORTEST_QUOTE: Final = 16
 _hooked: set[str] = set()
 
 
@@ -164,7 +162,7 @@ def hide(fields: MutableMapping[str, Any]) -> None:
     """
     for name, value in list(fields.items()):
         if isinstance(value, str):
-            if len(value) >= _SHORTEST_QUOTE and (shown := hide_quoted(value)) != value:
+            if len(value) >= SHORTEST_QUOTE and (shown := hide_quoted(value)) != value:
                 fields[name] = shown
         elif isinstance(value, BaseException) and (error := printable(value)) is not value:
             fields[name] = error

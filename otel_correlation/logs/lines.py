@@ -44,6 +44,9 @@ _IN_SUMMARY: Final = ("method", "route", "status", "duration_ms")
 
 _NOT_ASCII: Final = re.compile("[^\x00-\x7f]+")
 
+# No text that quotes anything is shorter; most fields are.
+SHORTEST_QUOTE: Final = 16
+
 _DEPTH: Final = 8
 _ITEMS: Final = 256
 
@@ -87,14 +90,18 @@ def _may_quote(record: logging.LogRecord) -> bool:
     """
     Tell whether a message may hold an exception's text: it is a warning or worse, or has one among its arguments.
     """
-    level = record.levelno
-    if type(level) is int and level >= logging.WARNING:
+    if _is_warning(record):
         return True
     if type(record.args) is tuple:
         for argument in record.args:
             if isinstance(argument, BaseException):
                 return True
     return False
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    level = record.levelno
+    return type(level) is int and level >= logging.WARNING
 
 
 def _without_values(argument: object, query_values: str) -> object:
@@ -133,6 +140,10 @@ def extras_of(record: logging.LogRecord) -> dict[str, Any]:
         del found["extra"]
         ours = seams.names.id_keys.union(seams.names.tags)
         found = {str(name): value for name, value in nested.items() if name not in ours} | found
+    if found and _is_warning(record):
+        for name, value in found.items():
+            if isinstance(value, str) and len(value) >= SHORTEST_QUOTE:
+                found[name] = hide_quoted(value)
     return found
 
 
@@ -190,6 +201,14 @@ def text_of(value: object) -> str:
             return f"<{type(value).__qualname__} without text>"
 
 
+def field_text(value: object) -> str:
+    """
+    Return the text of a field's value; that of an exception, or of what holds one, is without what a user sent.
+    """
+    text = text_of(value)
+    return text if len(text) < SHORTEST_QUOTE or isinstance(value, str) else scrub(text)
+
+
 def plain(value: object, depth: int = _DEPTH) -> Any:
     """
     Return ``value`` as str, bool, int, float, None, lists and dicts of them: finite, bounded and without cycles.
@@ -214,7 +233,7 @@ def plain(value: object, depth: int = _DEPTH) -> Any:
             return f"<{kind.__qualname__}>"
     if isinstance(value, dict | list | tuple | set | frozenset):
         return f"<{kind.__qualname__} too deep>"
-    return text_of(value)
+    return field_text(value)
 
 
 class _Clock:
@@ -244,7 +263,7 @@ class _Clock:
         return last
 
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=text_of).encode
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=field_text).encode
 
 
 class JsonLines(logging.Formatter):
@@ -389,6 +408,6 @@ def _quoted(value: object) -> str:
     text = (
         ", ".join(value)
         if value and type(value) is list and all(type(part) is str for part in value)
-        else text_of(value)
+        else field_text(value)
     )
     return repr(text) if " " in text else text

@@ -12,7 +12,7 @@ import pytest
 
 from otel_correlation import logs
 from otel_correlation.logs import record
-from otel_correlation.logs.lines import message_of
+from otel_correlation.logs.lines import JsonLines, TextLines, extras_of, message_of
 from otel_correlation.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +57,21 @@ def refusal() -> Exception:
     Return an error that quotes what a user sent.
     """
     return ValueError(f"1 validation error\npin\n  bad [type=int_parsing, input_value='{SENT}', input_type=str]")
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines(colours=False)], ids=["json", "text"])
+def test_fields_of_a_failure_lose_what_a_user_sent(formatter: logging.Formatter) -> None:
+    """
+    ``extra={"error": error}`` shows no value, and from WARNING on ``extra={"error": str(error)}`` neither.
+    """
+    error = refusal()
+    fields = {"error": error, "nested": {"errors": [error]}, "text": str(error), "order": 7}
+    record = logging.makeLogRecord({"name": "shop", "levelno": logging.ERROR, "levelname": "ERROR", **fields})
+    line = formatter.format(record)
+    assert SENT not in line
+    assert line.count("input_value=REDACTED") == 3
+    assert record.__dict__["text"] == str(error)
+    assert {name: extras_of(record)[name] for name in ("error", "order")} == {"error": error, "order": 7}
 
 
 class Own(logging.Formatter):
