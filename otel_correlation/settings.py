@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from otel_correlation import policy, semconv
 from otel_correlation._early import LISTS, originals
-from otel_correlation.guard import ConfigError
+from otel_correlation.guard import STRICT_ENV, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -154,6 +154,10 @@ class Settings:
     problems: tuple[str, ...] = field(default=(), compare=False)
 
 
+_PREFIX: Final = "OTEL_CORRELATION_"
+_OURS: Final = frozenset(str(value) for name, value in vars(semconv).items() if name.startswith(_PREFIX))
+
+
 class _Environment:
     """
     Typed access to one mapping that collects a line for each wrong value.
@@ -186,6 +190,21 @@ class _Environment:
         # A variable may be read for several signals; it is wrong once.
         if line not in self.problems:
             self.problems.append(line)
+
+    def misspelt(self, ours: frozenset[str]) -> None:
+        """
+        Tell of variables that begin like ours and are none: a misspelt one may have been meant to close something.
+        """
+        for name in sorted(name for name, value in self._environ.items() if name.startswith(_PREFIX) and value.strip()):
+            if name not in ours and name != STRICT_ENV:
+                import difflib  # noqa: PLC0415 - rarely needed
+
+                # Without the prefix, which all have in common.
+                rests = [known.removeprefix(_PREFIX) for known in sorted(ours)]
+                close = difflib.get_close_matches(name.removeprefix(_PREFIX), rests, 1)
+                self.problems.append(
+                    f"{ascii(name)[1:-1][:100]} is no setting" + (f"; {_PREFIX}{close[0]} is one" if close else "")
+                )
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.text(name)
@@ -507,6 +526,7 @@ def from_environment(
         batch_size = queue_size
     opt_in = _opt_in(env)
     _check_plugs(env, is_known)
+    env.misspelt(_OURS)
     choice = cast("Any", env.choice)
     preset = choice(semconv.OTEL_CORRELATION_LOG_PRESET, tuple(semconv.LOG_PRESETS), "otel")
     return Settings(

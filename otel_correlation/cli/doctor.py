@@ -199,15 +199,11 @@ def _connect(endpoint: str) -> str:
 
 def _variables(report: _Report, environ: Mapping[str, str]) -> None:
     report.head("Variables")
-    known = {value for name, value in vars(semconv).items() if name.startswith("OTEL_CORRELATION_")}
     names = sorted(name for name in environ if name.startswith(("OTEL_", "FASTAPI_OTEL_")))
     for name in names:
         report.fact(name, _masked(name, environ[name]))
     if not names:
         report.fact("-", "none is set: the defaults hold")
-    for name in names:
-        if name.startswith("OTEL_CORRELATION_") and name not in known:
-            report.problem(f"{name} is no setting: one of {', '.join(sorted(known))}")
 
 
 def _masked(name: str, value: str) -> str:

@@ -363,6 +363,27 @@ def test_long_values_are_cut_in_the_line() -> None:
     assert len(line) < 300
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "OTEL_CORRELATION_TRUSTED_NETWORK",
+            "OTEL_CORRELATION_TRUSTED_NETWORK is no setting; OTEL_CORRELATION_TRUSTED_NETWORKS is one",
+        ),
+        ("OTEL_CORRELATION_EGDE", "OTEL_CORRELATION_EGDE is no setting; OTEL_CORRELATION_EDGE is one"),
+        ("OTEL_CORRELATION_", "OTEL_CORRELATION_ is no setting"),
+        ("OTEL_CORRELATION_QQQ\n\udc80", "OTEL_CORRELATION_QQQ\\n\\udc80 is no setting"),
+    ],
+)
+def test_a_misspelt_name_is_one_line(name: str, line: str) -> None:
+    """
+    A variable that begins like ours and is none is told, with the one that may be meant; an empty one is unset.
+    """
+    assert read(**{name: "x"}).problems == (line,)
+    assert read(**{name: ""}).problems == ()
+    assert read(OTEL_CORRELATION_STRICT="1").problems == ()
+
+
 def test_the_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Without arguments the process's environment and its installed entry points count.
