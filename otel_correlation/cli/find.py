@@ -16,6 +16,7 @@ from otel_correlation.semconv import OTEL_CORRELATION_STORES
 from otel_correlation.settings import from_environment
 from otel_correlation.stores import StoreError, as_json, cause, configured, entry, find, waterfall
 from otel_correlation.stores.client import trace_id_of
+from otel_correlation.stores.jaeger import JaegerStore
 
 if TYPE_CHECKING:
     import argparse
@@ -87,7 +88,9 @@ def tell(
     )
     for error in errors:
         screen.line((f"Not asked: {error}", _BAD))
-    if not lines:
+    if not lines and all(isinstance(store, JaegerStore) for store in stores):
+        screen.line((f"Next: search for {wanted} where your services' log lines go", _SOFT))
+    elif not lines:
         screen.line(("Next: services send their log lines here with OTEL_LOGS_EXPORTER=otlp", _SOFT))
     elif len(traces) > 1:
         screen.line(("Next: one of them alone by its trace id: otel-correlation find TRACE_ID", _SOFT))

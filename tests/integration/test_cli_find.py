@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_correlation.cli import main
+from otel_correlation.cli.find import tell
+from otel_correlation.cli.terminal import Screen
 from otel_correlation.local import LocalServer
 from otel_correlation.semconv import CALLER_REQUEST_ID
+from otel_correlation.stores import Trace
+from otel_correlation.stores.jaeger import JaegerStore
 from tests.local_payloads import REQUEST_ID, TRACE_ID, checkout, exception, log, span
 
 if TYPE_CHECKING:
@@ -253,3 +257,11 @@ def test_a_missing_extra_is_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"needs {missing}: python -m pip install 'otel-correlation[local]'" in err
+
+
+def test_who_asks_jaeger_is_sent_elsewhere_for_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    Jaeger holds no log lines, so services are not asked to send them there.
+    """
+    tell(Screen(), REQUEST_ID, [Trace(TRACE_ID)], [JaegerStore("http://127.0.0.1:1")], [])
+    assert f"Next: search for {REQUEST_ID} where your services' log lines go" in capsys.readouterr().out
