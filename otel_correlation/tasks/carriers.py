@@ -416,9 +416,10 @@ def _continue(
         values = {key: value for key, value in context.items() if key != _IDENTITY_KEY}
         caller = trace.get_current_span(context).get_span_context()
         parent = caller if caller.is_valid else None
-        if parent is None and semconv.TRACEPARENT in headers:
+        if parent is None and semconv.TRACEPARENT in headers and "tracecontext" in settings.propagators:
             clean = False
-    if clean and carrier is not None and parent is None and received is None and not refused:
+    has_ids = received is not None or refused or semconv.TRACEPARENT in headers or parent is not None
+    if clean and carrier is not None and not has_ids:
         guard.count("message.without_ids")
         guard.warn_seldom("bare message", "A message came without trace headers; it starts a trace of its own")
     if not clean:

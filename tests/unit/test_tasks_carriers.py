@@ -370,6 +370,17 @@ def test_without_the_sdk_the_propagators_still_count(wire: Wire) -> None:
             assert inject() == written
 
 
+@pytest.mark.parametrize("settings", [{"sdk_disabled": True}, {"propagators": ["xrequestid"]}])
+def test_a_trace_that_is_not_wanted_is_no_fault_of_the_message(wire: Wire, settings: dict[str, Any]) -> None:
+    """
+    Where traces are not continued on purpose, nobody is warned of a message that has one.
+    """
+    wire.configure(**settings)
+    with continue_from({"traceparent": PARENT}, "consume"):
+        assert request_id() is not None
+    assert not {"message.malformed", "message.without_ids"} & guard.counters().keys()
+
+
 def test_the_header_has_the_name_of_the_settings(wire: Wire) -> None:
     """
     Messages use the names that requests use.
