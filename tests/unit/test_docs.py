@@ -47,6 +47,19 @@ def test_every_setting_has_its_name_in_the_reference() -> None:
     assert names <= set(re.findall(r"`([a-z_]+)`", REFERENCE))
 
 
+def test_every_public_name_and_every_counter_is_in_the_reference() -> None:
+    """
+    Each public name has a row, and so has each counter, but for internal errors, which share one.
+    """
+    page = (ROOT / "docs/reference/python.md").read_text()
+    assert set(otel_correlation.__all__) <= set(re.findall(r"^\| `(\w+)(?:\([^`]*\))?` \|", page, re.MULTILINE))
+    sources = "".join(path.read_text() for path in (ROOT / "otel_correlation").rglob("*.py"))
+    counted = set(re.findall(r'guard\.count\(f?"(?:{(?:self\.|sender\.)?kind}\.)?([a-z_.]+)"', sources))
+    named = set(re.findall(r"`([a-z_.]+)`", page))
+    assert {"exported", "dropped.queue_full", "caller.restarted"} <= counted
+    assert {name for name in counted if not name.startswith("internal_error.")} <= named
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     """
     Every relative link in README and docs names a file that is there.
