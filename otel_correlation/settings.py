@@ -158,6 +158,12 @@ _PREFIX: Final = "OTEL_CORRELATION_"
 _OURS: Final = frozenset(str(value) for name, value in vars(semconv).items() if name.startswith(_PREFIX))
 
 
+# What it sets in every pod for a Service whose name begins like our variables (kubernetes.io, "Environment variables").
+_OF_KUBERNETES: Final = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)?$"
+)
+
+
 class _Environment:
     """
     Typed access to one mapping that collects a line for each wrong value.
@@ -196,7 +202,7 @@ class _Environment:
         Tell of variables that begin like ours and are none: a misspelt one may have been meant to close something.
         """
         for name in sorted(name for name, value in self._environ.items() if name.startswith(_PREFIX) and value.strip()):
-            if name not in ours and name != STRICT_ENV:
+            if name not in ours and name != STRICT_ENV and not _OF_KUBERNETES.search(name):
                 import difflib  # noqa: PLC0415 - rarely needed
 
                 # Without the prefix, which all have in common.

@@ -384,6 +384,15 @@ def test_a_misspelt_name_is_one_line(name: str, line: str) -> None:
     assert read(OTEL_CORRELATION_STRICT="1").problems == ()
 
 
+def test_what_kubernetes_sets_is_not_misspelt() -> None:
+    """
+    In a cluster with a Service whose name begins like our variables, pods start without a warning of them.
+    """
+    service, port = "OTEL_CORRELATION_VIEWER", "tcp://10.96.0.12:4318"
+    names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_OTLP_HTTP", "PORT", "PORT_4318_TCP", "PORT_4318_TCP_ADDR")
+    assert from_environment({f"{service}_{name}": port for name in names}).problems == ()
+
+
 def test_the_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Without arguments the process's environment and its installed entry points count.
