@@ -49,6 +49,8 @@ SHORTEST_QUOTE: Final = 16
 
 _DEPTH: Final = 8
 _ITEMS: Final = 256
+# Of all lists and dicts of a value: those of a cycle hold each other many times over.
+_NODES: Final = 16_384
 
 
 def exception_text(
@@ -209,7 +211,7 @@ def field_text(value: object) -> str:
     return text if len(text) < SHORTEST_QUOTE or isinstance(value, str) else scrub(text)
 
 
-def plain(value: object, depth: int = _DEPTH) -> Any:
+def plain(value: object, depth: int = _DEPTH, left: list[int] | None = None) -> Any:
     """
     Return ``value`` as str, bool, int, float, None, lists and dicts of them: finite, bounded and without cycles.
 
@@ -222,17 +224,21 @@ def plain(value: object, depth: int = _DEPTH) -> Any:
         return value if -(1 << 63) <= value < (1 << 63) else text_of(value)  # type: ignore[operator]
     if kind is float:
         return value if value - value == 0.0 else text_of(value)  # type: ignore[operator]
-    if depth > 0:
+    left = [_NODES] if left is None else left
+    if depth > 0 and left[0] > 0:
         try:
             if isinstance(value, dict):
                 pairs = list(value.items())[:_ITEMS]
-                return {text_of(key): plain(item, depth - 1) for key, item in pairs}
+                left[0] -= len(pairs)
+                return {text_of(key): plain(item, depth - 1, left) for key, item in pairs}
             if isinstance(value, list | tuple | set | frozenset):
-                return [plain(item, depth - 1) for item in list(value)[:_ITEMS]]
+                items = list(value)[:_ITEMS]
+                left[0] -= len(items)
+                return [plain(item, depth - 1, left) for item in items]
         except Exception:  # noqa: BLE001 - changed by another thread meanwhile, or a strange subclass
             return f"<{kind.__qualname__}>"
     if isinstance(value, dict | list | tuple | set | frozenset):
-        return f"<{kind.__qualname__} too deep>"
+        return f"<{kind.__qualname__} too deep>" if depth <= 0 else f"<{kind.__qualname__} too large>"
     return field_text(value)
 
 

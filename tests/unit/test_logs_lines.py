@@ -290,3 +290,17 @@ def test_pydantics_own_message_loses_its_input() -> None:
     text = exception_text((caught.type, caught.value, caught.tb))
     assert "input_value=REDACTED" in text
     assert "ada@example.com" not in text.split("ValidationError: ")[-1]
+
+
+def test_what_holds_itself_many_times_over_is_bounded() -> None:
+    """
+    A graph of dicts that all hold each other is one line of a bounded length, and takes no time.
+    """
+    people: list[dict[str, Any]] = [{"id": number} for number in range(200)]
+    for person in people:
+        person["friends"] = people
+    record = logging.makeLogRecord({"name": "shop", "levelname": "INFO", "people": people})
+    line = JsonLines().format(record)
+    assert len(line) < 2_000_000
+    assert "too large" in line
+    assert [person["id"] for person in json.loads(line)["people"]] == list(range(200))
