@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import socket
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,7 +22,7 @@ from otel_correlation.settings import from_environment
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from otel_correlation.settings import Settings
 
@@ -36,7 +37,7 @@ _PACKAGES: Final = (
     "httpx2",
 )
 # They make a SERVER or CLIENT span of their own around the same call when they are switched on.
-_OVERLAPPING: Final = ("starlette", "asgi_middleware", "requests", "urllib3")
+_OVERLAPPING: Final = ("starlette", "asgi_middleware", "urllib3")
 _SECRETS: Final = ("HEADERS", "KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL")
 _CONNECT_S: Final = 2.0
 
@@ -88,10 +89,35 @@ def _installed(report: _Report) -> None:
             report.fact(version(package), package)
         except PackageNotFoundError:
             report.fact("-", package)
+    if mixture := mixed(version, requires):
+        report.problem(
+            f"{mixture}: `python -m pip check` names all of them, and `python -m pip install otel-correlation "
+            "opentelemetry-sdk==VERSION` with that version makes them one family"
+        )
     missing = [name for name in LOCAL_MODULES if importlib.util.find_spec(name) is None]
     report.fact(
         "[local]", f"missing {', '.join(missing)}: demo, run, serve and find need it" if missing else "complete"
     )
+
+
+def mixed(version: Callable[[str], str], requires: Callable[[str], list[str] | None]) -> str:
+    """
+    Return how the OpenTelemetry packages do not fit together, or an empty string if they do.
+
+    They pin each other exactly, and pip leaves a mixture behind where it is not told of all of them at once.
+    """
+    for package in _PACKAGES:
+        try:
+            for requirement in requires(package) or ():
+                pinned = re.fullmatch(r"(opentelemetry[a-z-]*)\s*==\s*([0-9][0-9a-z.]*)", requirement)
+                if pinned and version(pinned[1]) != pinned[2]:
+                    return (
+                        f"{package} {version(package)} wants {pinned[1]} {pinned[2]}, not {version(pinned[1])} "
+                        "as installed"
+                    )
+        except PackageNotFoundError:
+            continue
+    return ""
 
 
 def _started_by(report: _Report, environ: Mapping[str, str]) -> None:

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from otel_correlation.cli import main
+from otel_correlation.cli.doctor import mixed
 from otel_correlation.local import LocalServer
 from tests.integration.services import clean_environment, free_port
 
@@ -178,3 +181,28 @@ def test_doctor_says_what_is_switched_off(doctor: Doctor) -> None:
     assert told.status == 1
     for text in ("OTEL_CORRELATION_ENABLED is false", "OTEL_SDK_DISABLED is true", "(disabled: httpx)", "otlp (grpc)"):
         assert text in told.out
+
+
+@pytest.mark.parametrize(
+    ("api", "says"),
+    [
+        ("1.45.2", ""),
+        ("1.45.1", "opentelemetry-sdk 1.45.2 wants opentelemetry-api 1.45.2, not 1.45.1 as installed"),
+    ],
+)
+def test_a_mixture_of_opentelemetry_packages_is_named(api: str, says: str) -> None:
+    """
+    What pip leaves behind where it is told of one package of a family only is a problem; other requirements are not.
+    """
+    versions = {"opentelemetry-sdk": "1.45.2", "opentelemetry-api": api, "typing-extensions": "4.0"}
+    needs = {
+        "opentelemetry-sdk": ["opentelemetry-api==1.45.2", "typing-extensions>=4.5", "psutil==1; extra == 'process'"]
+    }
+
+    def version(package: str) -> str:
+        if package not in versions:
+            raise PackageNotFoundError(package)
+        return versions[package]
+
+    assert mixed(version, needs.get) == says
+    assert mixed(importlib.metadata.version, importlib.metadata.requires) == ""
