@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
     from otel_correlation.settings import Settings
 
-    # A mapping of names to values, or pairs as Kafka clients have them; a value may be several.
-    Value = str | bytes | list[str] | list[bytes]
+    # A mapping of names to values, or pairs as Kafka clients have them; a value may be a list of several.
     Carrier = Mapping[str, Any] | Mapping[bytes, Any] | Iterable[tuple[str, Any]] | Iterable[tuple[bytes, Any]]
 
 SCOPE_NAME: Final = "otel_correlation.tasks"
