@@ -265,7 +265,7 @@ def _declared(env: _Environment, name: str, parse: Callable[[str], str]) -> tupl
         try:
             good.append(parse(entry))
         except ValueError as error:
-            env.wrong(name, entry, "nothing", str(error))
+            env.wrong(name, entry, "an entry that matches nothing", str(error))
     if value and not good:
         if not value.strip(", \t"):
             env.wrong(name, value, policy.NONE, "a comma list")

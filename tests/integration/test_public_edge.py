@@ -323,7 +323,7 @@ def test_wrong_values_close(tmp_path: Path) -> None:
         lines = [line["message"] for line in running.lines("otel_correlation") if "not usable" in line["message"]]
     closed = (
         "OTEL_CORRELATION_EDGE='pubic' is not usable (one of open, public); using public instead",
-        "OTEL_CORRELATION_TRUSTED_NETWORKS='127.0.0.1/8' is not usable (127.0.0.1/8 has host bits set); using nothing",
+        "OTEL_CORRELATION_TRUSTED_NETWORKS='127.0.0.1/8' is not usable (127.0.0.1/8 has host bits set); using an entry that matches nothing",
         "OTEL_CORRELATION_OUTBOUND_BAGGAGE='http://behind' is not usable (not a host such as api.example.com,",
     )
     assert len(lines) == len(closed)
