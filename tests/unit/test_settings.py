@@ -260,18 +260,36 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     # Who says something about trust wants less of it than there is by default: the closed side is the safe one.
     (semconv.OTEL_CORRELATION_EDGE, "pubic", "public", "edge", "public"),
     *[
-        (semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, value, "nothing", "trusted_networks", ("none",))
+        (
+            semconv.OTEL_CORRELATION_TRUSTED_NETWORKS,
+            value,
+            "an entry that matches nothing",
+            "trusted_networks",
+            ("none",),
+        )
         for value in ("10.0.0.1/8", "10.0.0.0/33", "internal", "10.*", "http://10.0.0.1", "*", "fe80::1%eth0")
     ],
     (semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, ",", "none", "trusted_networks", ("none",)),
-    (semconv.OTEL_CORRELATION_TRUSTED_PROXIES, "nginx", "nothing", "trusted_proxies", ("none",)),
+    (semconv.OTEL_CORRELATION_TRUSTED_PROXIES, "nginx", "an entry that matches nothing", "trusted_proxies", ("none",)),
     (semconv.OTEL_CORRELATION_FORCE_SAMPLE_HEADER, "X-Force: 1", "none", "force_sample_header", ""),
     *[
-        (semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT, value, "nothing", "outbound_traceparent", ("none",))
+        (
+            semconv.OTEL_CORRELATION_OUTBOUND_TRACEPARENT,
+            value,
+            "an entry that matches nothing",
+            "outbound_traceparent",
+            ("none",),
+        )
         for value in ("http://a", "a:80", "10.*", "10.0.0.256", "10.0.0.1/8", "2130706433", "0x7f.0x1", "*a", "a.*")
     ],
-    (semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE, "-a", "nothing", "outbound_baggage", ("none",)),
-    (semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID, "b\xfccher.de", "nothing", "outbound_request_id", ("none",)),
+    (semconv.OTEL_CORRELATION_OUTBOUND_BAGGAGE, "-a", "an entry that matches nothing", "outbound_baggage", ("none",)),
+    (
+        semconv.OTEL_CORRELATION_OUTBOUND_REQUEST_ID,
+        "b\xfccher.de",
+        "an entry that matches nothing",
+        "outbound_request_id",
+        ("none",),
+    ),
 ]
 
 
