@@ -55,6 +55,7 @@ _CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before 
 _GONE: Final = "client_disconnected"
 _ENDED: Final = (CancelledError, GeneratorExit, KeyboardInterrupt)
 _INVALID_FIELD: Final = "validation_errors"
+_ERROR_FIELD: Final = "error_type"
 _MAX_HOST: Final = 255  # RFC 1035; a longer one is not remembered
 
 
@@ -305,7 +306,12 @@ def finish(record: Record, scope: Scope) -> None:
         with guard.never_raise("edge.metrics"):
             metrics.finished(record, scope, elapsed_ns / 1e9)
     shown = _CLIENT_GONE if record.gone else status
-    extra = {_INVALID_FIELD: list(record.invalid)} if record.invalid else None
+    extra: dict[str, Any] = {}
+    if record.invalid:
+        extra[_INVALID_FIELD] = list(record.invalid)
+    if record.error is not None or record.answered is not None:
+        # Where a handler answered, and the trace is not sampled, nothing else says it.
+        extra[_ERROR_FIELD] = error_type(record)
     logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6, extra=extra)
 
 

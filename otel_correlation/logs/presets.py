@@ -137,12 +137,22 @@ def _moved(fields: dict[str, Any], names: dict[str, str], duration: str) -> dict
 
 
 def _ecs_summary(fields: dict[str, Any], _: logging.LogRecord) -> dict[str, Any]:
-    names = {"method": "http.request.method", "route": "http.route", "status": "http.response.status_code"}
+    names = {
+        "method": "http.request.method",
+        "route": "http.route",
+        "status": "http.response.status_code",
+        "error_type": "error.type",
+    }
     return _moved(fields, names, "event.duration")
 
 
 def _datadog_summary(fields: dict[str, Any], _: logging.LogRecord) -> dict[str, Any]:
-    names = {"method": "http.method", "route": "http.route", "status": "http.status_code"}
+    names = {
+        "method": "http.method",
+        "route": "http.route",
+        "status": "http.status_code",
+        "error_type": "error.kind",
+    }
     return _moved(fields, names, "duration")
 
 

@@ -233,10 +233,11 @@ def test_every_failure_is_told_once_and_quotes_nobody(command: str, tmp_path: Pa
         assert spans[path].attributes.get("error.type") == kind, path
     assert spans["/pins"].attributes["otel_correlation.validation_errors"] == ["body.pin: int_parsing"]
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    for path, (_, _, logger) in FAILURES.items():
+    for path, (_, kind, logger) in FAILURES.items():
         own = [line for line in lines if line.get("request_id") == "id-of" + path.replace("/", "-")]
         told = [line["logger"] for line in own if "exception" in line]
         assert told == ([logger] if logger else []), (path, own)
+        assert [line.get("error_type") for line in own if line["logger"] == "otel_correlation.request"] == [kind], path
         exported = [r for r in records if r.attributes.get("request_id") == own[0]["request_id"]]
         assert len([r for r in exported if "exception.stacktrace" in r.attributes]) == len(told)
     (summary,) = [line for line in lines if line.get("route") == "/pins"]
