@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -128,7 +129,9 @@ def _datadog_tags(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in (("dd.env", env), ("dd.version", version)) if value}
 
 
-def _moved(fields: dict[str, Any], names: dict[str, str], duration: str) -> dict[str, Any]:
+def _moved(
+    names: Mapping[str, str], duration: str, fields: dict[str, Any], _record: logging.LogRecord
+) -> dict[str, Any]:
     moved = {names.get(name, name): value for name, value in fields.items()}
     milliseconds = moved.pop("duration_ms", None)
     if isinstance(milliseconds, int | float):
@@ -136,24 +139,21 @@ def _moved(fields: dict[str, Any], names: dict[str, str], duration: str) -> dict
     return moved
 
 
-def _ecs_summary(fields: dict[str, Any], _: logging.LogRecord) -> dict[str, Any]:
-    names = {
+_ecs_summary: Final = partial(
+    _moved,
+    {
         "method": "http.request.method",
         "route": "http.route",
         "status": "http.response.status_code",
         "error_type": "error.type",
-    }
-    return _moved(fields, names, "event.duration")
-
-
-def _datadog_summary(fields: dict[str, Any], _: logging.LogRecord) -> dict[str, Any]:
-    names = {
-        "method": "http.method",
-        "route": "http.route",
-        "status": "http.status_code",
-        "error_type": "error.kind",
-    }
-    return _moved(fields, names, "duration")
+    },
+    "event.duration",
+)
+_datadog_summary: Final = partial(
+    _moved,
+    {"method": "http.method", "route": "http.route", "status": "http.status_code", "error_type": "error.kind"},
+    "duration",
+)
 
 
 def _gcp_summary(fields: dict[str, Any], record: logging.LogRecord) -> dict[str, Any]:
