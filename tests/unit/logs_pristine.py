@@ -23,6 +23,14 @@ TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 SPAN_ID = 0xB7AD6B7169203331
 TRACE_TEXT = "0af7651916cd43dd8448eb211c80319c"
 SPAN_TEXT = "b7ad6b7169203331"
+# What a line of ``request()`` has in the service "orders".
+IDS = {
+    "trace_id": TRACE_TEXT,
+    "span_id": SPAN_TEXT,
+    "trace_flags": "01",
+    "request_id": "order-7",
+    "service_name": "orders",
+}
 
 
 @contextlib.contextmanager

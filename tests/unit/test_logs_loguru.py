@@ -19,25 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from loguru import logger
-from pydantic import BaseModel
 
 from otel_correlation import guard, identity, logs
 from otel_correlation.settings import Settings
-from tests.unit.logs_pristine import SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
+from tests.unit.logs_planted import PASSWORD, fail
+from tests.unit.logs_pristine import IDS, SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SETTINGS = Settings(service_name="orders")
-IDS = {
-    "trace_id": TRACE_TEXT,
-    "span_id": SPAN_TEXT,
-    "trace_flags": "01",
-    "request_id": "order-7",
-    "service_name": "orders",
-}
 EMPTY = {**dict.fromkeys(IDS, ""), "service_name": "orders"}
-PASSWORD = "hunter2-in-the-clear"
 
 
 class Sink:
@@ -68,32 +60,6 @@ def sink() -> Iterator[Sink]:
         core: Any = logger
         core._core.extra = {}
         core._core.patcher = None
-
-
-class User(BaseModel):
-    pin: int
-
-
-class StatementError(Exception):
-    """
-    Prints as SQLAlchemy's errors do.
-    """
-
-    def __str__(self) -> str:
-        return f"(sqlite3.IntegrityError) UNIQUE\n[SQL: INSERT ...]\n[parameters: ('{PASSWORD}',)]"
-
-
-def fail(kind: str) -> None:
-    secret = {"pin": PASSWORD}
-    if kind == "pydantic":
-        User.model_validate(secret)
-    elif kind == "sqlalchemy":
-        raise StatementError
-    else:
-        try:
-            User.model_validate(secret)
-        except ValueError as error:
-            raise RuntimeError("outer") from error
 
 
 def test_a_line_has_the_ids(sink: Sink) -> None:

@@ -17,28 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
-from pydantic import BaseModel
 from structlog.stdlib import ProcessorFormatter
 
 from otel_correlation import guard, identity, logs
 from otel_correlation.logs import presets
 from otel_correlation.logs.structlog import add_ids
 from otel_correlation.settings import Settings
-from tests.unit.logs_pristine import SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
+from tests.unit.logs_planted import PASSWORD, StatementError, fail
+from tests.unit.logs_pristine import IDS, SPAN_TEXT, TRACE_TEXT, Keep, pristine, request
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
 SETTINGS = Settings(service_name="orders")
-IDS = {
-    "trace_id": TRACE_TEXT,
-    "span_id": SPAN_TEXT,
-    "trace_flags": "01",
-    "request_id": "order-7",
-    "service_name": "orders",
-}
-PASSWORD = "hunter2-in-the-clear"
 
 
 @pytest.fixture(autouse=True)
@@ -68,37 +60,6 @@ def read(out: io.StringIO) -> list[dict[str, Any]]:
     out.seek(0)
     out.truncate()
     return lines
-
-
-class User(BaseModel):
-    pin: int
-
-
-class StatementError(Exception):
-    """
-    Prints as SQLAlchemy's errors do.
-    """
-
-    def __str__(self) -> str:
-        return f"(sqlite3.IntegrityError) UNIQUE\n[SQL: INSERT ...]\n[parameters: ('{PASSWORD}',)]"
-
-
-def fail(kind: str) -> None:
-    secret = {"pin": PASSWORD}
-    if kind == "pydantic":
-        User.model_validate(secret)
-    elif kind == "sqlalchemy":
-        raise StatementError
-    elif kind == "cause":
-        try:
-            User.model_validate(secret)
-        except ValueError as error:
-            raise RuntimeError("outer") from error
-    else:
-        try:
-            User.model_validate(secret)
-        except ValueError as error:
-            raise ExceptionGroup("several", [error, StatementError()]) from None
 
 
 # -- own renderer
