@@ -41,8 +41,7 @@ def host_pattern(text: str) -> str:
     if word in (ALL, NONE):
         return word
     word = word.removesuffix(".")
-    name = word.removeprefix("*.")
-    if len(name) <= _MAX_NAME and _NAME.fullmatch(name) and not _NUMBER.fullmatch(name):
+    if _is_name(word.removeprefix("*.")):
         return word
     try:
         return str(network(text))
