@@ -285,9 +285,8 @@ class Message:
         self.pattern: Any = raw.get("pattern")
         self.data: Any = found.payload
         self.headers: dict[str, str] = found.headers or {}
-        self._carrier = (
-            None if found.malformed else self.headers
-        )  # What was warned about is no message without headers.
+        # A broken envelope was warned about above: not as a message without headers, too.
+        self._carrier = None if found.malformed else self.headers
 
     def continued(self, name: str | None = None, *, link: bool | None = None) -> Scope:
         """
