@@ -1,5 +1,5 @@
 """
-Build the real OpenTelemetry Collector, Jaeger and Docker Compose from Go modules, once.
+Build the real OpenTelemetry Collector, Jaeger, Loki and the tools that check files from Go modules, once.
 
 Each tool is a directory under ``tools/`` with a committed ``go.mod`` and ``go.sum``; nothing outside those hashes is
 compiled. A finished build lies in ``<cache>/stack/<tool>-<version>-<hash of its inputs>/`` beside a ``stamp.json``, and
@@ -41,17 +41,26 @@ class StackError(Exception):
 class Tool:
     """
     One binary: its directory under ``tools/``, the version that names its cache entry, and the package that is compiled.
+
+    ``generator`` writes that package's source first; a collector is built by the builder of its own version.
     """
 
     name: str
     version: str
     package: str
+    generator: Tool | None = None
 
 
-BUILDER = Tool("builder", "0.159.0", "go.opentelemetry.io/collector/cmd/builder")
-COLLECTOR = Tool("otelcol", "0.159.0", ".")
+COLLECTOR = Tool("otelcol", "0.159.0", ".", Tool("builder", "0.159.0", "go.opentelemetry.io/collector/cmd/builder"))
+# The newest version of which the module proxies serve a Kafka receiver; nothing else runs on it.
+KAFKA_COLLECTOR = Tool(
+    "otelcol-kafka", "0.155.0", ".", Tool("builder-kafka", "0.155.0", "go.opentelemetry.io/collector/cmd/builder")
+)
 JAEGER = Tool("jaeger", "1.76.0", "github.com/jaegertracing/jaeger/cmd/jaeger")
+LOKI = Tool("loki", "3.7.6", "github.com/grafana/loki/v3/cmd/loki")
 COMPOSE = Tool("compose", "2.40.3", "github.com/docker/compose/v2/cmd")
+KUSTOMIZE = Tool("kustomize", "5.8.2", "sigs.k8s.io/kustomize/kustomize/v5")
+KUBECTL_VALIDATE = Tool("kubectl-validate", "0.0.4", "sigs.k8s.io/kubectl-validate")
 
 
 def cache_dir() -> Path:
@@ -89,8 +98,8 @@ def ensure(tool: Tool) -> Path:
     entry = f"{tool.name}-{tool.version}-{inputs.hexdigest()[:12]}"
     if (ready := cache_dir() / "stack" / entry / "stamp.json").exists():
         return ready.parent / tool.name
-    # Taken before the lock: the collector needs the builder, and each has a lock of its own.
-    builder = ensure(BUILDER) if tool is COLLECTOR else None
+    # Taken before the lock: a collector needs its builder, and each has a lock of its own.
+    builder = ensure(tool.generator) if tool.generator is not None else None
     with locked(tool.name) as directory:
         final = directory / entry
         if (final / "stamp.json").exists():
@@ -171,7 +180,7 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
     try:
-        for wanted_tool in (COLLECTOR, JAEGER, COMPOSE):
+        for wanted_tool in (COLLECTOR, KAFKA_COLLECTOR, JAEGER, LOKI, COMPOSE, KUSTOMIZE, KUBECTL_VALIDATE):
             print(ensure(wanted_tool))
     except StackError as error:
         sys.exit(f"stack: {error}")
