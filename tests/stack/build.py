@@ -3,7 +3,8 @@ Build the real OpenTelemetry Collector, Jaeger, Loki and the tools that check fi
 
 Each tool is a directory under ``tools/`` with a committed ``go.mod`` and ``go.sum``; nothing outside those hashes is
 compiled. A finished build lies in ``<cache>/stack/<tool>-<version>-<hash of its inputs>/`` beside a ``stamp.json``, and
-where a stamp is, nothing is built or downloaded again. ``python tests/stack/build.py`` builds all of them ahead of the tests.
+where a stamp is, nothing is built or downloaded again. ``python tests/stack/build.py [TOOL ...]`` builds them ahead of the tests and
+prints their paths.
 """
 
 from __future__ import annotations
@@ -178,9 +179,14 @@ def _say(line: str) -> None:
     print(f"stack: {line}", file=sys.stderr, flush=True)
 
 
+TOOLS = (COLLECTOR, KAFKA_COLLECTOR, JAEGER, LOKI, COMPOSE, KUSTOMIZE, KUBECTL_VALIDATE)
+
 if __name__ == "__main__":
+    known = {tool.name: tool for tool in TOOLS}
     try:
-        for wanted_tool in (COLLECTOR, KAFKA_COLLECTOR, JAEGER, LOKI, COMPOSE, KUSTOMIZE, KUBECTL_VALIDATE):
-            print(ensure(wanted_tool))
+        for wanted_name in sys.argv[1:] or known:
+            if wanted_name not in known:
+                raise StackError(f"{wanted_name!r} is none of the tools: {', '.join(known)}")
+            print(ensure(known[wanted_name]))
     except StackError as error:
         sys.exit(f"stack: {error}")
