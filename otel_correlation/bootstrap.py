@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from otel_correlation._version import __version__
 from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from opentelemetry.propagators.textmap import TextMapPropagator
     from starlette.types import ASGIApp
@@ -56,9 +57,11 @@ from opentelemetry import propagate  # noqa: E402
 from opentelemetry import trace as trace_api  # noqa: E402
 from opentelemetry._logs import set_logger_provider  # noqa: E402
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # noqa: E402
+from opentelemetry.metrics import _internal as metrics_internal  # noqa: E402
 from opentelemetry.sdk import _configuration as sdk_configuration  # noqa: E402
 from opentelemetry.sdk._configuration import _BaseConfigurator  # noqa: E402
 from opentelemetry.sdk._logs import LoggerProvider  # noqa: E402
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
 from opentelemetry.sdk.resources import Resource  # noqa: E402
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider  # noqa: E402
 
@@ -67,6 +70,7 @@ with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(nam
     from otel_correlation.edge import _fastapi as fastapi_plug
 
 from otel_correlation import clients, export, propagators, sampling, tasks  # noqa: E402
+from otel_correlation.edge import _threads as thread_pool  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 from otel_correlation.tasks import arq, celery  # noqa: E402
@@ -98,6 +102,8 @@ class _State:
         self.provider: TracerProvider | None = None
         self.foreign: TracerProvider | None = None
         self.batchers: tuple[Any, ...] = ()
+        # Of metrics, where it is ours.
+        self.meters: MeterProvider | None = None
         # The global propagator, where it is ours.
         self.textmap: TextMapPropagator | None = None
         self.announced = False
@@ -289,6 +295,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             _start_traces(settings, resource, problems)
             _start_logs(settings, resource, problems)
             exits.install(_flush)
+        _offer_metrics(settings)
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
@@ -351,13 +358,30 @@ def _keep_foreign_provider(provider: Any) -> None:
 
 def _flush(timeout_s: float) -> None:
     clients.end_dropped()
+    deadline = time.monotonic() + timeout_s
     foreign = _state.foreign
     if foreign is not None:
-        # On a thread: the SDK's own processors do not keep to the timeout that they are given.
-        flushing = threading.Thread(target=foreign.force_flush, args=(int(timeout_s * 1000),), daemon=True)
-        flushing.start()
-        flushing.join(timeout_s)
-    export.leave(_state.batchers, timeout_s)
+        _on_thread(foreign.force_flush, timeout_s).join(timeout_s)
+    left_nothing = export.leave(_state.batchers, timeout_s)
+    meters = _state.meters
+    if meters is not None:
+        # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
+        left_s = max(deadline - time.monotonic(), 0.1)
+        _on_thread(meters.force_flush, left_s).join(left_s if left_nothing else 0.1)
+
+
+def _on_thread(flush: Callable[[int], object], timeout_s: float) -> threading.Thread:
+    """
+    Flush beside: the SDK's own processors and readers do not keep to the timeout that they are given.
+    """
+
+    def flushing() -> None:
+        with guard.never_raise("export.flush"):
+            flush(int(timeout_s * 1000))
+
+    thread = threading.Thread(target=flushing, daemon=True)
+    thread.start()
+    return thread
 
 
 def _instrument_everything() -> None:
@@ -476,6 +500,11 @@ def _span_limits(problems: list[str]) -> SpanLimits:
 def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) -> None:
     if not settings.metrics_exporters:
         return
+    existing = metrics_internal._METER_PROVIDER
+    if existing is not None:
+        # The application made its own before us: a second one would export beside it, and measure nothing.
+        _state.meters = existing if isinstance(existing, MeterProvider) else None
+        return
     if settings.metrics_protocol == "http/protobuf":
         os.environ.setdefault("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", settings.metrics_protocol)
     try:
@@ -486,6 +515,24 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
         names_text = ",".join(settings.metrics_exporters)
         problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({error}); using none instead")
         metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
+        return
+    provider = metrics_api.get_meter_provider()
+    if isinstance(provider, MeterProvider):
+        _state.meters = provider
+        # Its own end may last 30 seconds, and never comes under uvicorn; ours does, and has a budget.
+        atexit.unregister(provider.shutdown)
+
+
+def _offer_metrics(settings: Settings) -> None:
+    """
+    Offer the counters and the thread pool as metrics where somebody collects metrics.
+    """
+    provider = metrics_internal._METER_PROVIDER
+    if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
+        return
+    with guard.never_raise("metrics"):
+        export.observe(provider, _state.batchers)
+        thread_pool.observe(provider)
 
 
 def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> None:

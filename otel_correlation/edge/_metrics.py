@@ -4,6 +4,7 @@ Server metrics with their stable names, made only where a meter provider exists.
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.semconv.attributes import (
@@ -15,9 +16,11 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.trace.propagation import set_span_in_context
 
 from otel_correlation._version import __version__
+from otel_correlation.edge import _threads
 from otel_correlation.edge._record import error_type
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import MutableMapping
 
     from opentelemetry.metrics import MeterProvider
@@ -34,6 +37,7 @@ class ServerMetrics:
     """
 
     def __init__(self, provider: MeterProvider) -> None:
+        self._loop: AbstractEventLoop | None = None
         meter = provider.get_meter("otel_correlation.server", __version__)
         self._duration = meter.create_histogram(
             "http.server.request.duration",
@@ -51,6 +55,11 @@ class ServerMetrics:
         """
         Count a request that begins.
         """
+        loop = _get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            if loop is not None:  # trio has none
+                _threads.watch(loop)
         self._active.add(1, _common(record, scope))
 
     def finished(self, record: Record, scope: MutableMapping[str, Any], duration_s: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from otel_correlation.export.batching import EXIT_BUDGET_S, LogPipeline, SpanPipeline, in_export, leave
 from otel_correlation.export.exporters import log_exporters, log_pipeline, span_exporters
+from otel_correlation.export.metrics import observe
 from otel_correlation.export.old_names import with_old_names
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "leave",
     "log_exporters",
     "log_pipeline",
+    "observe",
     "span_exporters",
     "with_old_names",
 ]

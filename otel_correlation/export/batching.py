@@ -86,6 +86,7 @@ class Batcher(Generic[T]):
         self._max_batch = max_batch_size
         self._wake_at = max_batch_size if delay_ms else 1
         self._room = max_queue_size
+        self.room: Final = max_queue_size
         self._closing = False
         self._clear()
         _batchers.add(self)
@@ -97,6 +98,7 @@ class Batcher(Generic[T]):
         self._wake = threading.Event()
         self._awake = False
         self._in_flight = 0
+        self.handed_over = 0
         self._wanted = 0
         self._done = 0
         self._flushed = threading.Condition()
@@ -157,6 +159,12 @@ class Batcher(Generic[T]):
                 if leaving and sender is not None:
                     sender.hurry()
         return True
+
+    def waiting(self) -> int:
+        """
+        Return how many items are queued and not being exported yet.
+        """
+        return len(self._queue)
 
     def pending(self) -> int:
         """
@@ -286,6 +294,7 @@ class Batcher(Generic[T]):
                 self._in_flight = min(size, left, len(queue))
                 batch = self._take(self._in_flight)
                 left -= self._in_flight
+                self.handed_over += len(batch)
                 try:
                     self._export(batch)
                 except BaseException as error:  # somebody's exporter, which may even call sys.exit()

@@ -1,5 +1,5 @@
 """
-A real OTLP/HTTP receiver for tests: takes spans and logs, decodes them, and can misbehave on request.
+A real OTLP/HTTP receiver for tests: takes spans, logs and metrics, decodes them, and can misbehave on request.
 
     with OtlpSink() as sink:
         start_service(OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -197,6 +198,7 @@ class OtlpSink:
     Attributes:
         spans: Every span stored so far.
         logs: Every log record stored so far.
+        metrics: Every request with metrics stored so far.
         requests: Every request so far, refused ones too.
         answers: Answers for the next requests, first one first; then ``answer``.
         answer: What requests get by default.
@@ -205,6 +207,7 @@ class OtlpSink:
     def __init__(self, port: int = 0, answer: Answer | None = None) -> None:
         self.spans: list[SinkSpan] = []
         self.logs: list[SinkLog] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
         self.requests: list[SinkRequest] = []
         self.answers: list[Answer] = []
         self.answer = answer or Answer()
@@ -330,7 +333,7 @@ class OtlpSink:
         with self._changed:
             answer = self.answers.pop(0) if self.answers else self.answer
             if 200 <= answer.status < 300 and not answer.hang_s:
-                self._store(is_logs, body)
+                self._store(handler.path, body)
             self.requests.append(
                 SinkRequest(
                     handler.path,
@@ -349,12 +352,14 @@ class OtlpSink:
             return
         if answer.hang_s:
             with self._changed:
-                self._store(is_logs, body)
+                self._store(handler.path, body)
                 self._changed.notify_all()
         self._respond(handler, answer, is_logs=is_logs)
 
-    def _store(self, is_logs: bool, body: bytes) -> None:
-        if is_logs:
+    def _store(self, path: str, body: bytes) -> None:
+        if path.endswith("/metrics"):
+            self.metrics.append(ExportMetricsServiceRequest.FromString(body))
+        elif path.endswith("/logs"):
             self.logs.extend(decode_logs(body))
         else:
             self.spans.extend(decode_spans(body))
