@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.cli import FAILED, OK, USAGE, CommandError
-from otel_correlation.cli.terminal import Screen
+from otel_correlation.cli.terminal import Screen, safe
 from otel_correlation.request_id import MIN_ROOT_LENGTH, parse
 from otel_correlation.semconv import OTEL_CORRELATION_STORES
 from otel_correlation.settings import from_environment
 from otel_correlation.stores import StoreError, as_json, cause, configured, entry, find, waterfall
 from otel_correlation.stores.client import trace_id_of
-from otel_correlation.stores.jaeger import JaegerStore
+from otel_correlation.stores.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
     import argparse
@@ -37,11 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     Print what the stores know of an id; return 0 if found, 1 if not, 2 if a store could not be asked.
     """
-    wanted = arguments.id.strip()
+    # What is no text in the terminal's encoding becomes visible escapes.
+    wanted = arguments.id.strip().encode("utf-8", "backslashreplace").decode()
     if not wanted:
         raise CommandError("the id is empty: give the X-Request-ID of a response, or a trace id")
     try:
-        stores = configured(from_environment(os.environ).stores)
+        settings = from_environment(os.environ)
+        stores = configured(settings.stores, settings.log_fields)
     except StoreError as error:
         raise CommandError(str(error)) from error
     traces, errors = find(stores, wanted)
@@ -61,9 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     if traces:
         return OK
     if errors and not arguments.json:
-        raise CommandError(
-            "; ".join(map(str, errors)) + f" (start it with `otel-correlation serve`, or set {OTEL_CORRELATION_STORES})"
-        )
+        start = "start it with `otel-correlation serve`, or " if _has_embedded(stores) else ""
+        raise CommandError(safe("; ".join(map(str, errors)) + f" ({start}set {OTEL_CORRELATION_STORES})"))
     return USAGE if errors else FAILED
 
 
@@ -80,24 +81,28 @@ def tell(
         if not number:
             screen.line((f"Also for {wanted}", _HEAD))
         begin = entry(trace)
-        screen.line("  ", trace.trace_id, "  ", _title(begin) if begin else "log lines only")
+        screen.line("  ", trace.trace_id or "no trace id", "  ", _title(begin) if begin else "log lines only")
     spans, lines = sum(len(trace.spans) for trace in traces), sum(len(trace.logs) for trace in traces)
     screen.line(
         (f"Looked in {'; '.join(store.name for store in stores)}: ", _SOFT),
         (", ".join((_count(len(traces), "trace"), _count(spans, "span"), _count(lines, "log line"))), _SOFT),
     )
     for error in errors:
-        screen.line((f"Not asked: {error}", _BAD))
-    if not lines and all(isinstance(store, JaegerStore) for store in stores):
-        screen.line((f"Next: search for {wanted} where your services' log lines go", _SOFT))
-    elif not lines:
+        screen.line((f"Not complete: {error}", _BAD))
+    if not lines and _has_embedded(stores):
         screen.line(("Next: services send their log lines here with OTEL_LOGS_EXPORTER=otlp", _SOFT))
+    elif not lines and all(store.is_whole for store in stores):
+        where = f"name it in {OTEL_CORRELATION_STORES} too, as loki=URL or logs=FILES"
+        screen.line((f"Next: search for {wanted} where your services' log lines go, or {where}", _SOFT))
     elif len(traces) > 1:
         screen.line(("Next: one of them alone by its trace id: otel-correlation find TRACE_ID", _SOFT))
     else:
-        screen.line(
-            (f"Next: all attributes with `otel-correlation find {wanted} --json`, or on the viewer's page", _SOFT)
-        )
+        page = ", or on the viewer's page" if _has_embedded(stores) else ""
+        screen.line((f"Next: all attributes with `otel-correlation find {wanted} --json`{page}", _SOFT))
+
+
+def _has_embedded(stores: Sequence[Store]) -> bool:
+    return any(isinstance(store, EmbeddedStore) for store in stores)
 
 
 def _tell_trace(screen: Screen, trace: Trace) -> None:
@@ -112,7 +117,7 @@ def _tell_trace(screen: Screen, trace: Trace) -> None:
     screen.line(("request id  ", _SOFT), ", ".join(trace.request_ids) or "none")
     if sent := trace.caller_request_ids:
         screen.line(("caller sent ", _SOFT), ", ".join(sent), (" (not trusted)", _SOFT))
-    screen.line(("trace id    ", _SOFT), trace.trace_id)
+    screen.line(("trace id    ", _SOFT), trace.trace_id or "none: no line names one")
     if why := cause(trace):
         _tell_cause(screen, why)
     if trace.spans:
@@ -162,7 +167,7 @@ def _tell_logs(screen: Screen, trace: Trace) -> None:
         style = _BAD if line.severity.upper() in ("ERROR", "FATAL", "CRITICAL") else ""
         screen.line(
             "  ",
-            (_clock(line.time_ns), _SOFT),
+            (_clock(line.time_ns) if line.time_ns else " " * 12, _SOFT),
             f" {line.severity:<7.7} ",
             (line.service.ljust(service), _HEAD),
             " ",

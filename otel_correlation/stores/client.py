@@ -1,38 +1,57 @@
 """
-What a store is, and the HTTP side that all of them share.
+What a store is, and the HTTP side that those behind a URL share.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
+import re
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
 
 from otel_correlation.request_id import to_trace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from otel_correlation.stores.model import Json, Trace
 
 TIMEOUT_S: Final = 10.0
+_CONNECT_S: Final = 3.0
 # An answer beyond this is refused rather than held in memory.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_MAX_REASON: Final = 200
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADER: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+# How a tenant is named to Loki, Tempo, Mimir and gateways in front of them.
+_TENANT: Final = "X-Scope-OrgID"
 
 
 class StoreError(Exception):
     """
     A store that is named wrongly, not reachable, or does not answer as it should; one line for a person.
+
+    Attributes:
+        traces: What was found nonetheless.
     """
+
+    def __init__(self, message: str, traces: Iterable[Trace] = ()) -> None:
+        super().__init__(message)
+        self.traces = tuple(traces)
 
 
 class Store(Protocol):
     """
     Something that finds traces by an id.
+
+    Attributes:
+        is_whole: Whether a trace that ``find`` returns is all that the store has of it.
     """
+
+    is_whole: ClassVar[bool]
 
     @property
     def name(self) -> str:
@@ -45,10 +64,20 @@ class Store(Protocol):
         """
         Return the traces that ``wanted`` names: by its trace id (``trace_ids``) and by the attribute ``request_id``.
 
-        What a caller that is not trusted sent as its request id (``semconv.CALLER_REQUEST_ID``) counts, too.
+        What a caller that is not trusted sent as its request id (``semconv.CALLER_REQUEST_ID``) counts, too. Log lines
+        that name a request and no trace stand in a trace whose id is empty.
 
         Raises:
-            StoreError: The store did not answer.
+            StoreError: The store did not answer, or not with everything.
+        """
+        ...
+
+    def complete(self, known: Sequence[Trace], /) -> list[Trace]:
+        """
+        Return what the store has of traces that are known by now, by their trace ids and request ids.
+
+        Raises:
+            StoreError: The store did not answer, or not with everything.
         """
         ...
 
@@ -56,39 +85,80 @@ class Store(Protocol):
 class Http:
     """
     A store's HTTP side: GET, JSON, a bound on time and size, and every failure as a StoreError.
+
+    Args:
+        url: ``http[s]://[USER:PASSWORD@]HOST[:PORT][/PATH][#TENANT]``. A password without a user is a bearer token, the
+            fragment is sent as ``X-Scope-OrgID``. None of them is ever part of a message.
+        timeout_s: The longest silence that is waited for.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        host = urlsplit(url).hostname or ""
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        parts = urlsplit(url)
+        self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="", query="")).rstrip("/")
+        self._headers = _headers(self.url, parts.username, parts.password, parts.fragment)
+        self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         # A proxy that the environment names is not meant for this machine itself.
-        self._trust_env = host not in _LOOPBACK
+        self._trust_env = parts.hostname not in _LOOPBACK
 
-    def get(self, path: str, params: Mapping[str, str | int] | None = None) -> tuple[int, Json]:
+    def get(
+        self,
+        path: str,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Json]:
         """
         Return the status and the decoded body; None is the body of a 404.
         """
         body = bytearray()
         try:
             with (
-                httpx.Client(timeout=TIMEOUT_S, trust_env=self._trust_env) as client,
-                client.stream("GET", self.url + path, params=params) as response,
+                httpx.Client(timeout=self._timeout, trust_env=self._trust_env) as client,
+                client.stream(
+                    "GET", self.url + path, params=params, headers={**(headers or {}), **self._headers}
+                ) as response,
             ):
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
                         raise StoreError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes")
+        except httpx.TimeoutException as error:
+            raise StoreError(f"{self.url} does not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StoreError(f"{self.url} is not reachable ({error or type(error).__name__})") from error
         if response.status_code == 404:
             return response.status_code, None
         if response.status_code != 200:
-            raise StoreError(f"{self.url}{path} answered with status {response.status_code}")
+            raise StoreError(f"{self.url}{path} answered with status {response.status_code}{self._reason(body)}")
         try:
             answer: Json = json.loads(body)
         except (ValueError, RecursionError):
             raise StoreError(f"{self.url}{path} did not answer with JSON: is it a store of this kind?") from None
         return response.status_code, answer
+
+    def _reason(self, body: bytearray) -> str:
+        """
+        Return what an error says about itself if that is a line of text: a store's reason, and no page of a proxy.
+        """
+        text = body[: 4 * _MAX_REASON].decode("utf-8", "replace").strip().partition("\n")[0]
+        told = "".join(character if character.isprintable() else " " for character in text)[:_MAX_REASON].strip()
+        # Its own words may quote what it was sent.
+        is_safe = told and not told.startswith("<") and not any(secret in told for secret in self._headers.values())
+        return f" ({told})" if is_safe else ""
+
+
+def _headers(url: str, user: str | None, password: str | None, tenant: str) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    user, password, tenant = unquote(user or ""), unquote(password or ""), unquote(tenant)
+    if user:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    elif password:
+        headers["Authorization"] = "Bearer " + password
+    if tenant:
+        headers[_TENANT] = tenant
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(value):
+            raise StoreError(f"{url}: what its entry says for the header {name} cannot be sent in one")
+    return headers
 
 
 def trace_id_of(wanted: str) -> str | None:
@@ -97,3 +167,10 @@ def trace_id_of(wanted: str) -> str | None:
     """
     bits = to_trace_id(wanted)
     return None if bits is None else f"{bits:032x}"
+
+
+def quoted(text: str) -> str:
+    """
+    Return ``text`` as a string of TraceQL and LogQL, whose escapes are Go's.
+    """
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")

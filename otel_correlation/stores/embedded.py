@@ -4,16 +4,22 @@ The embedded store of ``otel-correlation serve``, asked over HTTP.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote
 
 from otel_correlation.stores.client import Http, StoreError
 from otel_correlation.stores.model import Trace, as_list, as_object, trace_from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class EmbeddedStore:
     """
     Finds traces and their log lines in a running ``otel-correlation serve``.
     """
+
+    is_whole: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         self._http = Http(url)
@@ -31,3 +37,9 @@ class EmbeddedStore:
         except ValueError as error:
             raise StoreError(f"{self._http.url} did not answer as an embedded store does ({error})") from error
         raise StoreError(f"{self._http.url} is something else than an embedded store (no /api/find there)")
+
+    def complete(self, known: Sequence[Trace], /) -> list[Trace]:
+        """
+        Return the traces that another store knew.
+        """
+        return [trace for one in known for trace in self.find(one.trace_id)]

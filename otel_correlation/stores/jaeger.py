@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from otel_correlation.semconv import CALLER_REQUEST_ID, REQUEST_ID
 from otel_correlation.stores.client import TIMEOUT_S, Http, StoreError, trace_id_of
-from otel_correlation.stores.model import Event, Json, Span, Trace, as_int, as_list, as_object, as_text
+from otel_correlation.stores.model import Event, Json, Span, Trace, as_int, as_list, as_object, as_text, as_time
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SEARCH_DAYS: Final = 7
 MAX_TRACES: Final = 20
@@ -22,6 +25,8 @@ class JaegerStore:
     Finds traces in Jaeger, which holds no log lines.
     """
 
+    is_whole: ClassVar[bool] = True
+
     def __init__(self, url: str) -> None:
         self._http = Http(url)
         self.name = f"Jaeger at {self._http.url} (the last {SEARCH_DAYS} days; it holds no log lines)"
@@ -30,12 +35,23 @@ class JaegerStore:
         """
         Return the trace that the id leads to and those whose spans carry it.
         """
+        found: dict[str, Trace] = {}
         try:
-            found: dict[str, Trace] = {}
             if (trace_id := trace_id_of(wanted)) is not None:
                 found.update(self._traces(f"/api/traces/{trace_id}"))
             self._search(wanted, found)
-            return list(found.values())
+        except StoreError as error:
+            raise StoreError(str(error), found.values()) from error
+        except ValueError as error:
+            raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})", found.values()) from error
+        return list(found.values())
+
+    def complete(self, known: Sequence[Trace], /) -> list[Trace]:
+        """
+        Return the traces that another store knew.
+        """
+        try:
+            return [trace for one in known for trace in self._traces(f"/api/traces/{one.trace_id}").values()]
         except ValueError as error:
             raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})") from error
 
@@ -80,7 +96,7 @@ def _trace(data: dict[str, Json]) -> Trace:
 def _span(data: dict[str, Json], services: dict[str, str]) -> Span:
     attributes = _tags(data.get("tags"))
     trace_id = as_text(data.get("traceID")).zfill(32)
-    start_ns = as_int(data.get("startTime")) * 1000
+    start_ns = as_time(data.get("startTime"), 1000)
     parent, links = "", list[tuple[str, str]]()
     for reference in map(as_object, as_list(data.get("references") or [])):
         target = as_text(reference.get("traceID")).zfill(32), as_text(reference.get("spanID")).zfill(16)
@@ -99,7 +115,7 @@ def _span(data: dict[str, Json], services: dict[str, str]) -> Span:
         name=as_text(data.get("operationName")),
         kind=kind,
         start_ns=start_ns,
-        end_ns=start_ns + as_int(data.get("duration")) * 1000,
+        end_ns=as_time(as_int(data.get("startTime")) + as_int(data.get("duration")), 1000),
         failed=status == "ERROR" or attributes.pop("error", None) is True,
         status_message=message if isinstance(message, str) else "",
         attributes=attributes,
@@ -110,7 +126,7 @@ def _span(data: dict[str, Json], services: dict[str, str]) -> Span:
 
 def _event(data: dict[str, Json]) -> Event:
     fields = _tags(data.get("fields"))
-    return Event(name=str(fields.pop("event", "log")), time_ns=as_int(data.get("timestamp")) * 1000, attributes=fields)
+    return Event(name=str(fields.pop("event", "log")), time_ns=as_time(data.get("timestamp"), 1000), attributes=fields)
 
 
 def _tags(data: Json) -> dict[str, Json]:

@@ -8,7 +8,7 @@ number cannot hold them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from otel_correlation.semconv import CALLER_REQUEST_ID, REQUEST_ID
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+_MAX_TIME_NS: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +185,15 @@ def span_from_json(data: Json) -> Span:
         service=as_text(source.get("service")),
         name=as_text(source.get("name")),
         kind=as_text(source.get("kind")),
-        start_ns=as_int(source.get("start_ns")),
-        end_ns=as_int(source.get("end_ns")),
+        start_ns=as_time(source.get("start_ns")),
+        end_ns=as_time(source.get("end_ns")),
         failed=source.get("failed") is True,
         status_message=as_text(source.get("status_message")),
         attributes=as_object(source.get("attributes")),
         events=tuple(
             Event(
                 name=as_text(event.get("name")),
-                time_ns=as_int(event.get("time_ns")),
+                time_ns=as_time(event.get("time_ns")),
                 attributes=as_object(event.get("attributes")),
             )
             for event in map(as_object, as_list(source.get("events")))
@@ -230,7 +232,7 @@ def log_from_json(data: Json) -> LogLine:
     return LogLine(
         trace_id=as_text(source.get("trace_id")),
         span_id=as_text(source.get("span_id")),
-        time_ns=as_int(source.get("time_ns")),
+        time_ns=as_time(source.get("time_ns")),
         severity=as_text(source.get("severity")),
         service=as_text(source.get("service")),
         logger=as_text(source.get("logger")),
@@ -299,6 +301,13 @@ def as_int(value: Json) -> int:
     if isinstance(value, int | str) and not isinstance(value, bool):
         return int(value)
     raise _unexpected("an integer", value)
+
+
+def as_time(value: Json, unit_ns: int = 1) -> int:
+    """
+    Return a time or a duration in nanoseconds, cut to what can be shown; raise ValueError if ``value`` is no integer.
+    """
+    return min(max(as_int(value) * unit_ns, 0), _MAX_TIME_NS)
 
 
 def _unexpected(wanted: str, value: Json) -> ValueError:

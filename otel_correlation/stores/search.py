@@ -4,69 +4,209 @@ The search over every store that is configured.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from otel_correlation.semconv import OTEL_CORRELATION_STORES
-from otel_correlation.stores.client import Store, StoreError
+from otel_correlation.stores.client import Store, StoreError, trace_id_of
 from otel_correlation.stores.embedded import EmbeddedStore
 from otel_correlation.stores.jaeger import JaegerStore
+from otel_correlation.stores.lines import Wanted
+from otel_correlation.stores.logfiles import LogFileStore
+from otel_correlation.stores.loki import LokiStore
 from otel_correlation.stores.model import Trace
+from otel_correlation.stores.tempo import TempoStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from otel_correlation.stores.model import LogLine
 
 DEFAULT_STORE: Final = "http://127.0.0.1:4318"
-_KINDS: Final[dict[str, Callable[[str], Store]]] = {"embedded": EmbeddedStore, "jaeger": JaegerStore}
+_LOGS: Final = "logs"
+_KINDS: Final[dict[str, Callable[[str], Store]]] = {
+    "embedded": EmbeddedStore,
+    "jaeger": JaegerStore,
+    "tempo": TempoStore,
+    "loki": LokiStore,
+}
+_TRACE_ID: Final = re.compile("[0-9a-f]{32}")
+_UNKNOWN_HALF: Final = "0" * 16
+# Traces that other stores are asked for.
+_MAX_COMPLETED: Final = 20
+# Lines of files have milliseconds.
+_MS_NS: Final = 10**6
 
 
-def configured(items: Sequence[str]) -> list[Store]:
+def configured(items: Sequence[str], log_fields: Sequence[str] = ()) -> list[Store]:
     """
-    Return the stores that the items of ``OTEL_CORRELATION_STORES`` name: ``URL`` (embedded) or ``KIND=URL``.
+    Return the stores that ``OTEL_CORRELATION_STORES`` names.
+
+    Args:
+        items: Its items: ``URL`` (embedded), ``KIND=URL``, or ``logs=FILES``.
+        log_fields: ``OTEL_CORRELATION_LOG_FIELDS``, what services call the fields of their lines.
 
     Raises:
         StoreError: An item is not of this form.
     """
     stores: list[Store] = []
     for text in items or (DEFAULT_STORE,):
-        kind, _, url = text.partition("=") if "=" in text.partition("://")[0] else ("embedded", "", text)
-        try:
-            valid = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
-        except ValueError:
-            valid = False
-        if kind not in _KINDS or not valid:
+        kind, _, place = text.partition("=") if "=" in text.partition("://")[0] else ("embedded", "", text)
+        if kind == _LOGS and place:
+            stores.append(LogFileStore(place, log_fields))
+        elif kind not in _KINDS or not _is_url(place):
             raise StoreError(
-                f"{OTEL_CORRELATION_STORES}: {text!r} is no store; write http://HOST:PORT for the embedded one "
-                "or jaeger=http://HOST:PORT"
+                f"{OTEL_CORRELATION_STORES}: {_shown(text)!r} is no store; write http://HOST:PORT for the embedded "
+                f"one, KIND=http://HOST:PORT where KIND is {', '.join(_KINDS)}, or logs=FILES"
             )
-        stores.append(_KINDS[kind](url))
+        elif kind == "loki":
+            stores.append(LokiStore(place, log_fields))
+        else:
+            stores.append(_KINDS[kind](place))
     return stores
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _shown(text: str) -> str:
+    # Whatever stands before an @ may be a password, in an item that is no URL too.
+    begin, at, end = text.rpartition("@")
+    return f"{begin.partition('://')[0].partition('=')[0]}...@{end}" if at else text
 
 
 def find(stores: Iterable[Store], wanted: str) -> tuple[list[Trace], list[StoreError]]:
     """
     Ask every store and put together what belongs to one trace id, newest trace first.
 
+    In a second round each store is asked for what it was not asked before: the traces that others found, and their
+    request ids. A single store that gives whole traces is asked once.
+
     Returns:
-        The traces, and why a store could not answer.
+        The traces, and why a store could not answer, or not with everything.
+    """
+    asked = list(stores)
+    answers: list[list[Trace]] = []
+    errors: list[StoreError] = []
+    failed: set[int] = set()
+    for number, store in enumerate(asked):
+        try:
+            answers.append(store.find(wanted))
+        except StoreError as error:
+            answers.append(list(error.traces))
+            errors.append(error)
+            failed.add(number)
+    known = _merged(answers, wanted)
+    names = {trace.trace_id for trace in known if _TRACE_ID.fullmatch(trace.trace_id)}
+    for number, store in enumerate(asked):
+        missing = _missing(store, known, answers[number], wanted, has_failed=number in failed)
+        if not missing:
+            continue
+        try:
+            more = store.complete(missing)
+        except StoreError as error:
+            more = list(error.traces)
+            if str(error) not in map(str, errors):
+                errors.append(error)
+        # A request id may have other traces, which nobody asked for.
+        answers.append([trace for trace in more if not trace.trace_id or trace.trace_id in names])
+    return _merged(answers, wanted), errors
+
+
+def _missing(
+    store: Store, known: Sequence[Trace], own: Sequence[Trace], wanted: str, *, has_failed: bool
+) -> list[Trace]:
+    """
+    Return the known traces that ``store`` has to be asked for.
+    """
+    candidates = [trace for trace in known if _TRACE_ID.fullmatch(trace.trace_id)][:_MAX_COMPLETED]
+    if store.is_whole:
+        had = {trace.trace_id for trace in own}
+        return [trace for trace in candidates if trace.trace_id not in had]
+    if has_failed:
+        return candidates
+    before = Wanted.by(wanted)
+    now = [(trace, Wanted.of([trace])) for trace in candidates]
+    return [trace for trace, ids in now if ids.trace_ids - before.trace_ids or ids.request_ids - before.request_ids]
+
+
+def _merged(answers: Iterable[Iterable[Trace]], wanted: str) -> list[Trace]:
+    """
+    Return one trace for each id, newest first, with every span once and lines that name no trace where they belong.
     """
     parts: dict[str, list[Trace]] = {}
-    errors: list[StoreError] = []
-    for store in stores:
-        try:
-            for trace in store.find(wanted):
-                parts.setdefault(trace.trace_id, []).append(trace)
-        except StoreError as error:
-            errors.append(error)
-    found = [_merged(trace_id, same) for trace_id, same in parts.items()]
-    return sorted(found, key=_began, reverse=True), errors
+    for answer in answers:
+        for trace in answer:
+            parts.setdefault(trace.trace_id, []).append(trace)
+    for half in [trace_id for trace_id in parts if trace_id.startswith(_UNKNOWN_HALF)]:
+        # Of Datadog's decimal ids only the lower half is known.
+        whole = [trace_id for trace_id in parts if trace_id != half and trace_id.endswith(half[16:])]
+        if len(whole) == 1:
+            parts[whole[0]].extend(_named(trace, whole[0]) for trace in parts.pop(half))
+    loose = [line for trace in parts.pop("", []) for line in trace.logs]
+    found = {trace_id: _one(trace_id, same) for trace_id, same in parts.items()}
+    placed: dict[str, list[LogLine]] = {}
+    for line in loose:
+        placed.setdefault(_place(line, found, wanted), []).append(line)
+    for trace_id, lines in placed.items():
+        more = _named(Trace("", (), tuple(lines)), trace_id)
+        found[trace_id] = _one(trace_id, [found[trace_id], more] if trace_id in found else [more])
+    return sorted(found.values(), key=_began, reverse=True)
 
 
-def _merged(trace_id: str, parts: Sequence[Trace]) -> Trace:
-    lines = {
-        (line.time_ns, line.span_id, line.service, line.body): line for part in reversed(parts) for line in part.logs
-    }
-    return Trace.of(trace_id, (span for part in reversed(parts) for span in part.spans), lines.values())
+def _place(line: LogLine, found: Mapping[str, Trace], wanted: str) -> str:
+    """
+    Return the trace that a line without a trace id belongs to: of those with its request id the nearest in time.
+    """
+    request_id = line.request_id
+    same = [
+        trace
+        for trace in found.values()
+        if not request_id or request_id in (*trace.request_ids, *trace.caller_request_ids)
+    ]
+    if same:
+        return min(same, key=lambda trace: _distance(line, trace)).trace_id
+    return trace_id_of(request_id or wanted) or ""
+
+
+def _distance(line: LogLine, trace: Trace) -> int:
+    if not line.time_ns:
+        return -_began(trace)
+    ends = [span.end_ns for span in trace.spans] + [other.time_ns for other in trace.logs]
+    return max(_began(trace) - line.time_ns, line.time_ns - max(ends, default=0), 0)
+
+
+def _named(trace: Trace, trace_id: str) -> Trace:
+    return Trace(
+        trace_id,
+        tuple(replace(span, trace_id=trace_id) for span in trace.spans),
+        tuple(replace(line, trace_id=trace_id) for line in trace.logs),
+    )
+
+
+def _one(trace_id: str, parts: Sequence[Trace]) -> Trace:
+    """
+    Return the parts as one. A line that several stores have is told once, one that a store has twice twice.
+    """
+    lines: list[LogLine] = []
+    told: Counter[tuple[int, str, str, str]] = Counter()
+    for part in parts:
+        own: Counter[tuple[int, str, str, str]] = Counter()
+        for line in part.logs:
+            key = (line.time_ns // _MS_NS, line.span_id, line.service, line.body)
+            own[key] += 1
+            if own[key] > told[key]:
+                lines.append(line)
+        told |= own
+    return Trace.of(trace_id, (span for part in reversed(parts) for span in part.spans), lines)
 
 
 def _began(trace: Trace) -> int:

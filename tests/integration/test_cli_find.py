@@ -204,7 +204,7 @@ def test_one_store_of_two_is_enough(
     local.store.add(checkout().spans, ()).result()
     status, out, _ = told(capsys, REQUEST_ID)
     assert status == FOUND
-    assert "Not asked: http://127.0.0.1:1 is not reachable" in out
+    assert "Not complete: http://127.0.0.1:1 is not reachable" in out
     assert told(capsys, "unknown-unknown-unknown")[0] == FAILED
 
 
@@ -212,7 +212,7 @@ def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """
     A wrong store, an empty id and a missing argument each give one line and status 2.
     """
-    monkeypatch.setenv("OTEL_CORRELATION_STORES", "tempo=http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_CORRELATION_STORES", "zipkin=http://127.0.0.1:1")
     for arguments in ((REQUEST_ID,), (" ",)):
         status, out, err = told(capsys, *arguments)
         assert (status, out, err.count("\n")) == (FAILED, "", 1)

@@ -21,7 +21,7 @@ from otel_correlation.stores.jaeger import JaegerStore
 from tests.local_payloads import REQUEST_ID, START_NS, TRACE_ID, checkout, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 # What Jaeger 1.76 (2.13) answers for a failed SERVER span under a CLIENT span, shortened.
 JAEGER_TRACE: dict[str, Any] = {
@@ -183,9 +183,13 @@ def test_the_newest_trace_comes_first() -> None:
 
     class Fixed:
         name = "fixed"
+        is_whole = True
 
         def find(self, _wanted: str, /) -> list[Trace]:
             return [Trace.of(str(at), (), (log(at, "s", "x"),)) for at in (1, 3, 2)]
+
+        def complete(self, known: Sequence[Trace], /) -> list[Trace]:
+            raise AssertionError(known)
 
     traces, _ = find([Fixed()], "x")
     assert [trace.trace_id for trace in traces] == ["3", "2", "1"]
@@ -265,7 +269,18 @@ def test_stores_are_named_by_url_and_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", ["tempo=http://h:1", "localhost:4318", "ftp://h", "jaeger=", "http://", "http://[", "=http://h"]
+    "item",
+    [
+        "lala=http://h:1",
+        "logs=",
+        "tempo=http://h:99999",
+        "localhost:4318",
+        "ftp://h",
+        "jaeger=",
+        "http://",
+        "http://[",
+        "=http://h",
+    ],
 )
 def test_a_wrong_store_is_refused_by_name(item: str) -> None:
     """
