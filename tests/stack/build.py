@@ -106,7 +106,7 @@ def ensure(tool: Tool) -> Path:
         if (final / "stamp.json").exists():
             return final / tool.name
         go = _go()
-        _say(f"building {tool.name} {tool.version} (once; minutes when the Go module cache is cold)")
+        say(f"building {tool.name} {tool.version} (once; minutes when the Go module cache is cold)")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"{entry}-", dir=directory) as scratch:
             work = Path(scratch) / "source"
@@ -114,7 +114,7 @@ def ensure(tool: Tool) -> Path:
             log = directory / f"{entry}.log"
             if builder is not None:
                 generate = [str(builder), "--config=builder.yaml", "--skip-compilation", "--skip-get-modules"]
-                _run(generate, work, log)
+                run(generate, work, log)
                 for pinned in (
                     "go.mod",
                     "go.sum",
@@ -122,13 +122,13 @@ def ensure(tool: Tool) -> Path:
                     shutil.copy(source / pinned, work / pinned)
             result = Path(scratch) / "result"
             result.mkdir()
-            _run([go, *GO_ARGUMENTS, "-o", str(result / tool.name), tool.package], work, log)
+            run([go, *GO_ARGUMENTS, "-o", str(result / tool.name), tool.package], work, log)
             seconds = round(time.monotonic() - started, 1)
             stamp = {"tool": tool.name, "version": tool.version, "seconds": seconds}
             (result / "stamp.json").write_text(json.dumps(stamp) + "\n")
             shutil.rmtree(final, ignore_errors=True)
             result.rename(final)  # The stamp and the binary appear together or not at all.
-        _say(f"built {tool.name} in {seconds} s")
+        say(f"built {tool.name} in {seconds} s")
     return final / tool.name
 
 
@@ -159,7 +159,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
 
 
-def _run(command: list[str], directory: Path, log: Path) -> None:
+def run(command: list[str], directory: Path, log: Path) -> None:
     with log.open("ab") as output:
         code = subprocess.run(
             command,
@@ -175,7 +175,7 @@ def _run(command: list[str], directory: Path, log: Path) -> None:
         raise StackError(f"{Path(command[0]).name} failed with status {code}: {last[0]} (all of it: {log})")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f"stack: {line}", file=sys.stderr, flush=True)
 
 
