@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Files that the collector with Kafka's receiver reads; everything else is the other one's.
 WITH_KAFKA_RECEIVER: Final = ("kafka-sampler",)
+# How a file wants its collector started stands at its top.
+_GATES: Final = re.compile(r"^# .*(--feature-gates=[+\w.,-]*\w)", re.MULTILINE)
 CLUSTER_ID: Final = "MkU3OEVBNTcwNTJENDM2Qk"  # Any will do.
 LOG4J: Final = kafka.SOURCE / "log4j2.properties"
 _SAMPLE: Final = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)")
@@ -201,7 +203,8 @@ class Tier(Engine):
         Return the collector with its file and the overlays.
         """
         tool = build.KAFKA_COLLECTOR if self.file in WITH_KAFKA_RECEIVER else build.COLLECTOR
-        return [str(build.ensure(tool)), *(f"--config={CONFIGS / name}.yaml" for name in (self.file, *self.overlays))]
+        files = [CONFIGS / f"{name}.yaml" for name in (self.file, *self.overlays)]
+        return [str(build.ensure(tool)), *_GATES.findall(files[0].read_text()), *(f"--config={file}" for file in files)]
 
     def healthy(self) -> bool:
         """
