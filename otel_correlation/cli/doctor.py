@@ -208,6 +208,26 @@ def _reachable(report: _Report, settings: Settings, environ: Mapping[str, str]) 
                 f"nobody takes the {signal}: start `otel-correlation serve`, "
                 "or set OTEL_EXPORTER_OTLP_ENDPOINT to your collector"
             )
+    if settings.stores and importlib.util.find_spec("httpx") is not None:
+        _stores(report, settings)
+
+
+def _stores(report: _Report, settings: Settings) -> None:
+    from otel_correlation.stores import StoreError, configured  # noqa: PLC0415 - needs the extra
+
+    try:
+        configured(settings.stores, settings.log_fields)
+    except StoreError as error:
+        report.problem(str(error))
+        return
+    for entry in settings.stores:
+        place = entry.partition("=")[2] if "=" in entry.partition("://")[0] else entry
+        if "://" in place:
+            why = _connect(place)
+            shown = _without_userinfo(entry)
+            report.fact("find", f"{shown}: {why or 'something listens'}")
+            if why:
+                report.problem(f"find cannot ask {shown}: start it, or change {semconv.OTEL_CORRELATION_STORES}")
 
 
 def _connect(endpoint: str) -> str:

@@ -75,7 +75,7 @@ def tell(
     Print the newest traces in full and the others as one line each.
     """
     for trace in traces[:MAX_TOLD]:
-        _tell_trace(screen, trace)
+        _tell_trace(screen, trace, has_spans=any(store.is_whole for store in stores))
         screen.line()
     for number, trace in enumerate(traces[MAX_TOLD:]):
         if not number:
@@ -105,10 +105,11 @@ def _has_embedded(stores: Sequence[Store]) -> bool:
     return any(isinstance(store, EmbeddedStore) for store in stores)
 
 
-def _tell_trace(screen: Screen, trace: Trace) -> None:
+def _tell_trace(screen: Screen, trace: Trace, *, has_spans: bool) -> None:
     begin = entry(trace)
     if begin is None:
-        screen.line(("Log lines only: the trace was not sampled, or its spans went elsewhere", _HEAD))
+        why = "the trace was not sampled, or its spans went elsewhere" if has_spans else "no store of spans was asked"
+        screen.line((f"Log lines only: {why}", _HEAD))
     else:
         screen.line(
             (_title(begin), _BAD if _failed(begin) else _HEAD),
@@ -118,8 +119,8 @@ def _tell_trace(screen: Screen, trace: Trace) -> None:
     if sent := trace.caller_request_ids:
         screen.line(("caller sent ", _SOFT), ", ".join(sent), (" (not trusted)", _SOFT))
     screen.line(("trace id    ", _SOFT), trace.trace_id or "none: no line names one")
-    if why := cause(trace):
-        _tell_cause(screen, why)
+    if first := cause(trace):
+        _tell_cause(screen, first)
     if trace.spans:
         _tell_waterfall(screen, trace)
     _tell_logs(screen, trace)
@@ -206,7 +207,9 @@ def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
         )
     screen.line("  - the trace may not be sampled: OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG of the service")
     screen.line("  - its exporter may send elsewhere, or not at all: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_EXPORTER")
-    screen.line("  - the request may be older than what the store keeps, or younger than a second")
+    screen.line(
+        "  - the request may be older than what the store keeps, or too young: Tempo may hide the last half minute"
+    )
     elsewhere = f"{OTEL_CORRELATION_STORES} names other stores"
     screen.line((f"Next: `otel-correlation doctor` in the service's environment; {elsewhere}", _SOFT))
 

@@ -59,6 +59,8 @@ _STAMP: Final = re.compile(
     r"|(?P<clf>\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})"
     r"|^(?P<clock>\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
 )
+# Lines of ours where OTEL_CORRELATION_LOG_FORMAT is text.
+_OWN_TEXT: Final = re.compile(r"\d\d:\d\d:\d\d\.\d{3} (?P<level>\w+) +(?P<logger>[^ ]+)  (?P<rest>.*)")
 _LEVEL: Final = re.compile(r"\b(TRACE|DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL)\b")
 _NAMED: Final = r"(?<![A-Za-z0-9])(?:{names})[\"']?\s*[=:]\s*[\"']?(?P<value>{value})(?![A-Za-z0-9])"
 _TRACE_FIELD: Final = re.compile(_NAMED.format(names="trace[._-]?id|oteltraceid", value="[0-9a-f]{32}"), re.IGNORECASE)
@@ -105,10 +107,10 @@ class Wanted:
     @property
     def spellings(self) -> tuple[str, ...]:
         """
-        Return every text of which one must stand in a line that has one of the ids.
+        Return every text of which one must stand in a line that has one of the ids that are no ``short_ids``.
         """
         found: dict[str, None] = {}
-        for request_id in sorted(self.request_ids):
+        for request_id in sorted(self.request_ids - self.short_ids):
             # Encoders of other languages escape these two.
             found |= dict.fromkeys((request_id, request_id.replace("/", r"\/"), request_id.replace("=", r"\u003d")))
         for trace_id in sorted(self.trace_ids):
@@ -117,6 +119,13 @@ class Wanted:
             own = (half,) if trace_id.startswith(_UNKNOWN_HALF) else (trace_id, str(uuid.UUID(trace_id)))
             found |= dict.fromkeys((*own, str(int(half, 16))))
         return tuple(found)
+
+    @property
+    def short_ids(self) -> frozenset[str]:
+        """
+        Return the request ids that are words and numbers of every other line, too.
+        """
+        return frozenset(request_id for request_id in self.request_ids if len(request_id) < MIN_ROOT_LENGTH)
 
     def trace_of(self, line: LogLine) -> str | None:
         """
@@ -148,12 +157,18 @@ class Reader:
             presets = [preset[field] for preset in semconv.LOG_PRESETS.values() if field in preset]
             self._names[field] = tuple(dict.fromkeys([*named, field, *presets, *_OTHERS.get(field, ())]))
 
+    def names(self, field: str) -> tuple[str, ...]:
+        """
+        Return what ``field`` may be called.
+        """
+        return self._names[field]
+
     def read(self, text: str, wanted: Wanted, service: str, near_ns: int) -> LogLine | None:
         """
         Return the line if it has one of the ids, else None.
 
         Args:
-            text: One line, which has one of ``wanted.spellings``.
+            text: One line, which has one of ``wanted.spellings`` or ``wanted.short_ids``.
             wanted: The ids.
             service: What the service is called if the line does not say it.
             near_ns: When the line was written at the latest, for lines that have a clock time and no date.
@@ -189,7 +204,8 @@ class Reader:
             severity=_plain(taken["level"]).upper(),
             service=_plain(taken[semconv.SERVICE_NAME]) or service,
             logger=_plain(taken["logger"]),
-            body=message if isinstance(message, str) else "" if message is None else json.dumps(message),
+            # A proxy's line has fields and no message.
+            body=message if isinstance(message, str) else json.dumps(data if message is None else message),
             attributes=attributes,
         )
         trace_id = wanted.trace_of(line)
@@ -238,15 +254,16 @@ def _object(text: str) -> dict[str, Json] | None:
 def _of_text(text: str, wanted: Wanted, service: str, time_ns: int) -> LogLine | None:
     parent = _TRACEPARENT.search(text)
     trace, span, request = _TRACE_FIELD.search(text), _SPAN_FIELD.search(text), _REQUEST_FIELD.search(text)
-    level = _LEVEL.search(text, 0, _STAMP_WITHIN)
+    own = _OWN_TEXT.fullmatch(text)
+    level = None if own else _LEVEL.search(text, 0, _STAMP_WITHIN)
     line = LogLine(
         trace_id=trace["value"].lower() if trace else parent[1] if parent else "",
         span_id=span["value"].lower() if span else "",
         time_ns=time_ns,
-        severity=level[0] if level else "",
+        severity=own["level"] if own else level[0] if level else "",
         service=service,
-        logger="",
-        body=text,
+        logger=own["logger"] if own else "",
+        body=own["rest"] if own else text,
         attributes={semconv.REQUEST_ID: request["value"]} if request else {},
     )
     for request_id in wanted.request_ids:

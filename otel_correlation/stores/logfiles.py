@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import re
 import sys
 import time
 import zlib
@@ -17,7 +18,7 @@ from otel_correlation.stores.lines import Reader, Wanted, put_exception
 from otel_correlation.stores.model import LogLine, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 STDIN: Final = "-"
 MAX_LINES: Final = 10_000
@@ -26,6 +27,8 @@ MAX_LINE_BYTES: Final = 1024 * 1024
 _BLOCK: Final = 1024 * 1024
 # Of a traceback that follows a line of text.
 _MAX_FOLLOWING: Final = 500
+# What our own text lines put in front of it.
+_BAR: Final = "  | "
 _TRACEBACK: Final = "Traceback (most recent call last):"
 
 
@@ -98,14 +101,14 @@ class LogFileStore:
         """
         Yield the lines of one file that have one of the ids, with the tracebacks that follow lines of text.
         """
-        spellings = [text.encode() for text in wanted.spellings]
+        has_id = _prefilter(wanted)
         near_ns = time.time_ns() if path == STDIN else _written_ns(path)
         service = "stdin" if path == STDIN else _stem(path)
         last_ns = 0
         following: _Following | None = None
         with _opened(path) as file:
             for block in _blocks(file, path, troubles):
-                if following is None and not any(spelling in block for spelling in spellings):
+                if following is None and not has_id(block):
                     continue
                 for raw in block.split(b"\n"):
                     if following is not None:
@@ -113,7 +116,7 @@ class LogFileStore:
                             continue
                         yield following.line()
                         following = None
-                    if not any(spelling in raw for spelling in spellings):
+                    if not has_id(raw):
                         continue
                     text = raw.decode("utf-8", "replace").rstrip("\r")
                     line = self._reader.read(text, wanted, service, near_ns)
@@ -135,7 +138,7 @@ class _Following:
         self._line = line
         self._time_ns = time_ns
         self._more: list[str] = []
-        self._is_raised = False
+        self._is_barred = self._is_raised = False
 
     def takes(self, raw: bytes) -> bool:
         """
@@ -146,9 +149,10 @@ class _Following:
         text = raw.decode("utf-8", "replace").rstrip("\r")
         is_inner = text[0] in " \t" or text.startswith(_TRACEBACK)
         # The one line of a traceback that is not indented ends it: what was raised.
-        self._is_raised = not is_inner and bool(self._more) and self._more[0].startswith(_TRACEBACK)
+        self._is_raised = not is_inner and bool(self._more) and not self._is_barred
         if is_inner or self._is_raised:
-            self._more.append(text.removeprefix("  | "))
+            self._is_barred = text.startswith(_BAR)
+            self._more.append(text.removeprefix(_BAR))
         return is_inner or self._is_raised
 
     def line(self) -> LogLine:
@@ -162,6 +166,18 @@ class _Following:
         return LogLine(
             line.trace_id, line.span_id, self._time_ns, line.severity, line.service, line.logger, line.body, attributes
         )
+
+
+def _prefilter(wanted: Wanted) -> Callable[[bytes], bool]:
+    """
+    Return what tells cheaply that bytes cannot have one of the ids: most of them are never looked at again.
+    """
+    spellings = [text.encode() for text in wanted.spellings]
+    if not wanted.short_ids:
+        return lambda data: any(spelling in data for spelling in spellings)
+    short = b"|".join(re.escape(text.encode()) for text in sorted(wanted.short_ids))
+    word = re.compile(b"(?<![A-Za-z0-9])(?:" + short + b")(?![A-Za-z0-9])")
+    return lambda data: word.search(data) is not None or any(spelling in data for spelling in spellings)
 
 
 def _blocks(file: IO[bytes], path: str, troubles: list[str]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ Loki, asked over its HTTP API for log lines: those that came over OTLP, and thos
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -108,10 +109,16 @@ class LokiStore:
         values = [(TRACE_ID, trace_id) for trace_id in sorted(wanted.trace_ids)]
         values += [(REQUEST_ID, request_id) for request_id in sorted(wanted.request_ids)]
         fields = " or ".join(f"{name}={quoted(value)}" for name, value in values)
-        bodies = " or ".join(map(quoted, wanted.spellings))
+        # Over OTLP the ids are structured metadata; in a line that an agent read from stdout they are text.
+        queries = [f"{_SELECTOR} | {fields}"]
+        if wanted.spellings:
+            queries.append(f"{_SELECTOR} |= {' or '.join(map(quoted, wanted.spellings))}")
+        for request_id in sorted(wanted.short_ids):
+            # "42 ms" is no id: it has to stand behind the name of one.
+            names = "|".join(map(re.escape, self._reader.names(REQUEST_ID)))
+            queries.append(f"{_SELECTOR} |~ " + quoted(rf"(?i)(?:{names})\W{{1,8}}{re.escape(request_id)}(?:\W|$)"))
         try:
-            # Over OTLP the ids are structured metadata; of a line that an agent read from stdout they are the text.
-            for query in (f"{_SELECTOR} | {fields}", f"{_SELECTOR} |= {bodies}"):
+            for query in queries:
                 self._query(query, begin_ns, end_ns, wanted, found)
         except StoreError as error:
             raise StoreError(str(error), _traces(found)) from error
@@ -213,7 +220,8 @@ def _entry(entry: list[Json], labels: dict[str, Json]) -> tuple[int, str, dict[s
 
 
 def _traces(found: dict[str, dict[tuple[int, str, str], LogLine]]) -> list[Trace]:
-    return [Trace.of(trace_id, (), lines.values()) for trace_id, lines in found.items()]
+    # In Loki's order where lines say the same time themselves.
+    return [Trace.of(trace_id, (), [lines[key] for key in sorted(lines)]) for trace_id, lines in found.items()]
 
 
 def _text(fields: dict[str, Json], name: str) -> str:

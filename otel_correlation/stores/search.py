@@ -151,7 +151,7 @@ def _merged(answers: Iterable[Iterable[Trace]], wanted: str) -> list[Trace]:
         whole = [trace_id for trace_id in parts if trace_id != half and trace_id.endswith(half[16:])]
         if len(whole) == 1:
             parts[whole[0]].extend(_named(trace, whole[0]) for trace in parts.pop(half))
-    loose = [line for trace in parts.pop("", []) for line in trace.logs]
+    loose = _one("", parts.pop("", [])).logs
     found = {trace_id: _one(trace_id, same) for trace_id, same in parts.items()}
     placed: dict[str, list[LogLine]] = {}
     for line in loose:
