@@ -86,6 +86,7 @@ LOG_PRESETS: Final[dict[str, dict[str, str]]] = {
 REUSED_REQUEST_ID: Final = "otel_correlation.request_id.reused"
 REFUSED_REQUEST_ID: Final = "otel_correlation.request_id.refused"
 CALLER_REQUEST_ID: Final = "otel_correlation.caller.request_id"  # of a caller that is not trusted
+FORCED: Final = "otel_correlation.forced"  # collector/sampler.yaml keeps these traces, too
 CLIENT_DISCONNECTED: Final = "otel_correlation.client_disconnected"
 WEBSOCKET_CLOSE_CODE: Final = "otel_correlation.websocket.close_code"
 WEBSOCKET_DURATION: Final = "otel_correlation.websocket.duration"  # seconds

@@ -71,7 +71,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     if found and not config.id_names.isdisjoint(found):
         received = _received_id(config, record, found)
     trust = config.trust
-    forced = restarted = False
+    restarted = False
     links: Sequence[Link] = ()
     if trust is not None:
         restarted = not trust.continues(scope, semconv.SCOPE_PEER)
@@ -79,7 +79,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
             links = _restart(config, scope, record, parent, received)
             parent, received, values = None, None, {}
         else:
-            forced = trust.forces(headers)
+            record.forced = trust.forces(headers)
     trace_id: int | None = None
     minted = False
     if parent is None:
@@ -122,7 +122,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         minted=minted,
         links=links,
         start_time=record.start_time,
-        forced=forced,
+        forced=record.forced,
     )
     record.span = who.span = values[_SPAN_KEY] = span
     if span.is_recording():

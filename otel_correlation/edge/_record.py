@@ -138,6 +138,7 @@ class Record:
         reused: Whether the reuse guard refused the request id as a root.
         refused: Whether a request id was refused.
         caller_id: The valid request id of a caller that is not trusted.
+        forced: Whether a trusted caller asked for its trace.
         endpoint: The route that was matched.
         answered: The exception behind a 5xx that an exception handler of the application made, and its traceback.
         invalid: What a validation error says, ``location: type`` each.
@@ -153,6 +154,7 @@ class Record:
     reused = False
     refused = False
     caller_id: str | None = None
+    forced = False
     finished_ns = 0
     endpoint: Any = None
     answered: tuple[BaseException, TracebackType | None] | None = None
@@ -255,6 +257,8 @@ def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -
         values[semconv.REFUSED_REQUEST_ID] = True
     if record.caller_id is not None:
         values[semconv.CALLER_REQUEST_ID] = record.caller_id
+    if record.forced:
+        values[semconv.FORCED] = True
     return values
 
 

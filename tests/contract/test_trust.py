@@ -442,6 +442,17 @@ def test_forcing_what_the_ratio_keeps_anyway(wire: Wire) -> None:
     assert thresholds == {True: {"8"}, False: {None}}
 
 
+def test_a_forced_trace_says_so(wire: Wire) -> None:
+    """
+    Its SERVER span has an attribute, at ratio 1 as well, by which tail sampling keeps it; no other request's has.
+    """
+    wire.configure(**{**FORCING, "ratio": 1.0})
+    app = application()
+    for headers, client in ((FORCE, INSIDE), ([], INSIDE), (FORCE, OUTSIDE)):
+        ask(app, headers, **client)
+    assert [(span.attributes or {}).get(semconv.FORCED) for span in wire.servers] == [True, None, None]
+
+
 @pytest.mark.parametrize(
     ("changed", "client", "headers"),
     [
