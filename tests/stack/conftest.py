@@ -1,5 +1,5 @@
 """
-The real collector and Jaeger for each test that asks for them; what is missing is built first, once.
+The real collector and Jaeger for each test that asks for them; what is missing is built first, once (see parts.py).
 """
 
 from __future__ import annotations
@@ -7,34 +7,64 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.stack import build, servers
+from tests.stack import build, parts
 from tests.stack.harness import ROOT, Collector, Jaeger, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 MACHINE = pytest.StashKey[Machine]()
+NEEDS = pytest.StashKey[set[str]]()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tools(request: pytest.FixtureRequest) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """
-    Build the real tools before the first test, with progress on the terminal; without Go, one line and no tests.
+    Make the marker known, and refuse a word in STACK_SKIP that leaves nothing out.
     """
-    if all("test_contrib_suites" in item.nodeid for item in request.session.items):
-        return  # contrib's suites need Python only.
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        try:
-            for tool in (build.COLLECTOR, build.JAEGER, build.COMPOSE):
-                build.ensure(tool)
-            servers.install()
-        except build.StackError as error:
-            pytest.exit(str(error), returncode=2)
+    config.addinivalue_line("markers", f"needs(*parts): what must run for the test, of {', '.join(parts.PARTS)}")
+    try:
+        parts.skipped()
+    except build.StackError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Mark what STACK_SKIP leaves out, and remember what the others need: everything, where a test does not say.
+    """
+    left_out = parts.skipped()
+    needed: set[str] = set()
+    for item in items:
+        if not item.path.is_relative_to(Path(__file__).parent):
+            continue
+        marks = list(item.iter_markers("needs"))
+        needs: set[str] = {part for mark in marks for part in mark.args} if marks else {*parts.PARTS} - {"tempo"}
+        if unknown := sorted(needs - parts.PARTS.keys()):
+            raise pytest.UsageError(f"{item.nodeid} needs {unknown}, which is none of {', '.join(parts.PARTS)}")
+        if why := parts.reason(needs, left_out):
+            item.add_marker(pytest.mark.skip(reason=why))
+        else:
+            needed |= needs
+    config.stash[NEEDS] = needed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """
+    Provide what the selected tests need, with progress on the terminal; what cannot be had is one line and no tests.
+    """
+    if session.testsfailed or session.config.option.collectonly:
+        return
+    needed = session.config.stash[NEEDS]
+    try:
+        parts.provide(needed)
+    except build.StackError as error:
+        raise pytest.UsageError(*str(error).splitlines()) from None
 
 
 @pytest.fixture(scope="session")

@@ -44,27 +44,51 @@ def java() -> str:
     return found
 
 
+def _entry() -> str:
+    """
+    Return the name of the cache entry: the version, and a hash of all that decides what is fetched.
+    """
+    inputs = hashlib.sha256(COPY.encode())
+    for path in sorted(SOURCE.iterdir()):
+        inputs.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"kafka-{VERSION}-{inputs.hexdigest()[:12]}"
+
+
+def fetched() -> Path | None:
+    """
+    Return the directory of Kafka's jars where a stamp says that they are there, else None.
+    """
+    directory = build.cache_dir() / "stack" / _entry()
+    return directory / "lib" if (directory / "stamp.json").exists() else None
+
+
+def check() -> None:
+    """
+    Return where Kafka can run, and is there or can be fetched.
+
+    Raises:
+        StackError: Java or Maven is missing.
+    """
+    java()
+    if fetched() is None:
+        _maven()
+
+
 def ensure() -> Path:
     """
     Return the directory of Kafka's jars, fetching them first where no stamp says that they are there.
 
     Raises:
-        StackError: Java or Maven is missing, the download failed, or a file is not the one that was committed.
+        StackError: Maven is missing, the download failed, or a file is not the one that was committed.
     """
-    java()
-    inputs = hashlib.sha256(COPY.encode())
-    for path in sorted(SOURCE.iterdir()):
-        inputs.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    entry = f"kafka-{VERSION}-{inputs.hexdigest()[:12]}"
-    if (ready := build.cache_dir() / "stack" / entry / "stamp.json").exists():
-        return ready.parent / "lib"
+    if (ready := fetched()) is not None:
+        return ready
     with build.locked("kafka") as directory:
+        entry = _entry()
         final = directory / entry
         if (final / "stamp.json").exists():
             return final / "lib"
-        maven = shutil.which("mvn")
-        if maven is None:
-            raise build.StackError(f"Kafka is fetched from Maven Central, and there is no `mvn`: {ADVICE}")
+        maven = _maven()
         build.say(f"fetching kafka {VERSION} (once)")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"{entry}-", dir=directory) as scratch:
@@ -79,6 +103,13 @@ def ensure() -> Path:
             result.rename(final)  # The stamp and the files appear together or not at all.
         build.say(f"fetched kafka in {seconds} s")
     return final / "lib"
+
+
+def _maven() -> str:
+    found = shutil.which("mvn")
+    if found is None:
+        raise build.StackError(f"Kafka is fetched from Maven Central, and there is no `mvn`: {ADVICE}")
+    return found
 
 
 def _compare(directory: Path) -> None:

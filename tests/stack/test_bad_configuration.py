@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.stack.harness import Machine
 
+pytestmark = pytest.mark.needs("collector")
+
 MISSING = "open /+nowhere/[a-z.]+: no such file or directory"
 
 # Which file, which variable is set to what, and what the collector's own last lines say about it.

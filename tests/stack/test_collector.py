@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.util.types import AttributeValue
 
+pytestmark = pytest.mark.needs("collector", "jaeger")
+
 CARD = "4111111111111111"
 CARD_LIKE_ID = "5500005555555559"
 PLANTED: dict[str, AttributeValue] = {

@@ -19,6 +19,8 @@ import pytest
 
 from tests.stack import build
 
+pytestmark = pytest.mark.needs()
+
 HERE = Path(__file__).parent
 PLUGIN = HERE / "contrib"
 REQUIREMENTS = PLUGIN / "requirements.txt"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+pytestmark = pytest.mark.needs("collector", "jaeger", "servers")
+
 APPS = Path(__file__).parent / "apps"
 PLANTED = f"hunter{1 + 1}-planted"
 # Whom the application asks, and the instrumentations that tell of it.

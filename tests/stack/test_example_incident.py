@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.needs("collector", "jaeger", "servers")
+
 EXAMPLE = ROOT / "examples" / "incident"
 SERVICES = ("checkout", "payments", "ledger")
 # What no log and no span may hold. Each is sent in every request, or raised in an exception.

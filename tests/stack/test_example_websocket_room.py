@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.integration.otlp_sink import SinkLog, SinkSpan
 
+pytestmark = pytest.mark.needs("browser", "servers")
+
 FOLDER = ROOT / "examples" / "websocket-room"
 SECRET = "the-secret-of-the-test"
 SAID = "planted-words-of-a-person-51c7"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.needs("servers")
+
 PROXIES = ROOT / "deploy" / "proxies"
 HEX32 = re.compile(rb"[0-9a-f]{32}")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.stack.harness import Machine
 
+pytestmark = pytest.mark.needs("servers")
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 QUOTED = "f4a2b3c1-dead-beef-0000-aabbccddeeff"
 SENT = {

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+pytestmark = pytest.mark.needs("servers")
+
 APPS = Path(__file__).parent / "apps"
 DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 PLANTED = f"hunter{1 + 1}-planted"

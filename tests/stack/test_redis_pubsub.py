@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tests.integration.otlp_sink import SinkSpan
 
+pytestmark = pytest.mark.needs("servers")
+
 PEER = Path(__file__).with_name("apps") / "pubsub_peer.py"
 NEWEST = "redis==8.1.0 --hash=sha256:a4fe1aac3d3b3cc791d4b3d5931c5a956045dc951ee74d1c913ee3ac4d2ee9fb\n"
 ID = "order-7781-customer-quote"

@@ -7,11 +7,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from tests.stack.servers import Nginx, Postgres, Redis
 
 if TYPE_CHECKING:
     from tests.stack.harness import Machine
+
+pytestmark = pytest.mark.needs("servers")
 
 
 def test_postgresql_keeps_what_was_committed_over_a_crash(machine: Machine) -> None:

@@ -23,6 +23,8 @@ from tests.stack.harness import BIN, SHOP, Collector, Jaeger, Machine, Process, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.needs("collector", "jaeger")
+
 SERVICES = ("gateway", "orders", "inventory")
 SOLD = {"sku": "lamp"}
 FAILS = {"sku": "chair-2027"}  # Its line of the inventory divides by zero.

@@ -10,11 +10,15 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.stack import build
 from tests.stack.harness import BIN, ROOT, Machine, Process, eventually, get
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.needs("collector")
 
 TEXT = (ROOT / "docs/tutorial/README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", TEXT, re.DOTALL)

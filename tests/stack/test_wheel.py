@@ -22,6 +22,8 @@ from tests.stack.harness import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.needs()
+
 
 def run(*command: object, **options: object) -> str:
     """
