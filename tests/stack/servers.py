@@ -1,5 +1,5 @@
 """
-Real servers from the operating system's packages: PostgreSQL, Redis and nginx, on loopback ports of their own.
+Real servers from the operating system's packages: PostgreSQL, Redis, nginx and Prometheus, on loopback ports of their own.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.stack import build
-from tests.stack.harness import Machine, Process, eventually
+from tests.stack.harness import Machine, Process, eventually, get
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Debian keeps PostgreSQL's programs, which need one another's version, outside the path.
 POSTGRES_DIRECTORIES = tuple(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
-PACKAGES = {"postgres": "postgresql", "initdb": "postgresql", "redis-server": "redis-server", "nginx": "nginx-light"}
+PACKAGES = {
+    "postgres": "postgresql",
+    "initdb": "postgresql",
+    "redis-server": "redis-server",
+    "nginx": "nginx-light",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
 
 
 def find(program: str) -> Path | None:
@@ -55,7 +62,7 @@ def install() -> None:
         return
     how = f"install them, on Debian by: apt-get install --no-install-recommends {' '.join(packages)}"
     if os.geteuid() or shutil.which("apt-get") is None:
-        raise build.StackError(f"PostgreSQL, Redis or nginx is missing ({', '.join(packages)}); {how}")
+        raise build.StackError(f"PostgreSQL, Redis, nginx or Prometheus is missing ({', '.join(packages)}); {how}")
     # RUNLEVEL=1: invoke-rc.d starts no server after the installation.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *packages]):
@@ -287,3 +294,56 @@ class Nginx:
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             self.process.stop()
+
+
+@dataclass(slots=True)
+class Prometheus:
+    """
+    One Prometheus with a configuration file, and with the options that it is given.
+    """
+
+    machine: Machine
+    config: Path
+    options: Sequence[str] = ()
+    address: str = ""
+    process: Process | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Choose the port once.
+        """
+        self.address = f"127.0.0.1:{self.machine.port()}"
+
+    def start(self) -> Process:
+        """
+        Return when it answers queries.
+        """
+        command: list[str | Path] = [
+            program("prometheus"),
+            f"--config.file={self.config}",
+            f"--storage.tsdb.path={self.machine.directory / 'prometheus'}",
+            f"--web.listen-address={self.address}",
+            *self.options,
+        ]
+        self.process = self.machine.start("prometheus", command, {}, self.machine.directory)
+        ready = f"http://{self.address}/-/ready"
+        eventually("Prometheus", lambda: get(ready).status_code == 200, while_running=[self.process])
+        return self.process
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """
+        Return the ``data`` of one answer of ``/api/v1/``.
+
+        Raises:
+            AssertionError: Prometheus refused the question; its own words.
+        """
+        answer = get(f"http://{self.address}/api/v1/{path}", parameters=parameters).json()
+        assert answer["status"] == "success", f"{answer.get('error')}: {parameters}"
+        return answer["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """
+        Return the series of an expression now: ``metric`` and ``value``.
+        """
+        result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return result
