@@ -81,13 +81,20 @@ class Engine:
         """
         Start it and return when it is ready; what is given adds to its environment, now and later.
         """
-        process = self.launch(**environment)
+        self.launch(**environment)
+        return self.wait()
+
+    def wait(self) -> Process:
+        """
+        Return when it is ready.
+        """
+        process = self.running()
         eventually(self.name, self.healthy, while_running=[process])
         return process
 
     def launch(self, **environment: str) -> Process:
         """
-        Start it and return at once; ``start`` waits, too.
+        Start it and return at once, so that others start beside it; ``wait`` for it later.
         """
         assert self.process is None or self.process.popen.poll() is not None, f"{self.name} is still running"
         self.environment |= environment
