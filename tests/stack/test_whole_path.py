@@ -163,7 +163,8 @@ def assert_the_whole_story(path: Path, stores: str) -> None:
     )
 
     def complete() -> bool:
-        return all(part in path.find(request_id, stores) for part in said)
+        answer = path.find(request_id, stores)
+        return all(part in answer for part in said)
 
     eventually(f"the story of {request_id}", complete)
     answer = path.find(trace_id, stores)
