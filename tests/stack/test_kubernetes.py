@@ -12,9 +12,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +25,13 @@ import httpx
 import pytest
 import yaml
 
-from tests.stack import build
-from tests.stack.harness import CONFIGS, ROOT, Collector, Jaeger, Machine, eventually
+from tests.stack import build, kafka
+from tests.stack.harness import CONFIGS, ROOT, Collector, Jaeger, Machine, eventually, get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.needs("kubernetes")
 DEPLOY = ROOT / "deploy"
 OVERLAYS = (
     "kubernetes/overlays/dev",
@@ -216,9 +220,9 @@ def broken_references(found: list[Document]) -> list[str]:
         elif document["kind"] == "PodDisruptionBudget" and not selected(found, spec["selector"], namespace):
             problems.append(f"{where}: selects nothing")
         elif document["kind"] == "HorizontalPodAutoscaler":
-            target = (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"], namespace)
-            if target not in [(w["kind"], w["metadata"]["name"], w["metadata"]["namespace"]) for w in workloads]:
-                problems.append(f"{where}: no {target}")
+            scaled = (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"], namespace)
+            if scaled not in [(w["kind"], w["metadata"]["name"], w["metadata"]["namespace"]) for w in workloads]:
+                problems.append(f"{where}: no {scaled}")
         elif document["kind"] == "StatefulSet" and (namespace, spec["serviceName"]) not in services:
             problems.append(f"{where}: no service {spec['serviceName']}")
     for workload, container in containers(found):
@@ -263,11 +267,11 @@ def broken_references(found: list[Document]) -> list[str]:
         elif port not in [offered["port"] for offered in target["spec"]["ports"]]:
             problems.append(f"{text}: {service} has no port {port}")
         elif target["spec"].get("clusterIP") == "None":
-            (workload,) = selected(found, {"matchLabels": target["spec"]["selector"]}, there)
-            if port not in ports(workload).values():
+            (members_of,) = selected(found, {"matchLabels": target["spec"]["selector"]}, there)
+            if port not in ports(members_of).values():
                 problems.append(f"{text}: without an address of its own, {service} has only the pods' ports")
-            replicas = workload["spec"].get("replicas")
-            members = {f"{workload['metadata']['name']}-{number}" for number in range(replicas or 0)}
+            replicas = members_of["spec"].get("replicas")
+            members = {f"{members_of['metadata']['name']}-{number}" for number in range(replicas or 0)}
             problems += [f"{text}: no pod {name}" for name in pod if replicas and name not in members]
     return problems + list(broken_policies(found))
 
@@ -404,6 +408,49 @@ def collectors(overlay: str) -> list[tuple[str, Document, Document]]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """
+    One collector of an overlay as its container would find it, below a directory of the test.
+    """
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    files: str
+
+
+def rendered(overlay: str, directory: Path) -> Iterator[Rendered]:
+    """
+    Yield each collector, and Jaeger, with its mounted files written and the paths in its variables and arguments moved there.
+    """
+    found = documents(overlay)
+    for name, workload, container in collectors(overlay):
+        root = directory / name
+        volumes = {volume["name"]: volume for volume in workload["spec"]["template"]["spec"]["volumes"]}
+        files = ""
+        for mount in container["volumeMounts"]:
+            inside = root / mount["mountPath"].removeprefix("/")
+            inside.mkdir(parents=True, exist_ok=True)
+            if config := volumes.get(mount["name"], {}).get("configMap"):
+                data = named(found, "ConfigMap", config["name"], workload["metadata"]["namespace"])["data"]
+                for file, text in data.items():
+                    assert not (CONFIGS / file).exists() or text == (CONFIGS / file).read_text()
+                    (inside / file).write_text(text)
+                    files += text
+        arguments = [re.sub(r"^--config=", f"--config={root}", argument) for argument in container["args"]]
+        if container["image"].startswith("jaegertracing/"):
+            tool = build.JAEGER
+        else:
+            tool = build.KAFKA_COLLECTOR if "kafka-sampler" in "".join(arguments) else build.COLLECTOR
+        variables = {
+            variable: f"{root}{value}" if value.startswith(("/var/", "/etc/")) else value
+            for variable, value in environment(found, workload, container).items()
+        }
+        yield Rendered(name, [str(build.ensure(tool)), *arguments], variables, files)
+
+
+@pytest.mark.needs("kubernetes", "collector", "kafka", "jaeger")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_each_collector_accepts_its_files_with_the_environment_of_the_manifest(overlay: str, tmp_path: Path) -> None:
     """
@@ -411,39 +458,144 @@ def test_each_collector_accepts_its_files_with_the_environment_of_the_manifest(o
 
     The files are the tested ones, byte for byte, and each variable is one that they read.
     """
-    found = documents(overlay)
     assert collectors(overlay)
-    for name, workload, container in collectors(overlay):
-        variables = environment(found, workload, container)
-        volumes = {volume["name"]: volume for volume in workload["spec"]["template"]["spec"]["volumes"]}
-        root = tmp_path / name
-        shipped = ""
-        for mount in container["volumeMounts"]:
-            volume = volumes.get(mount["name"], {})
-            inside = root / mount["mountPath"].removeprefix("/")
-            inside.mkdir(parents=True, exist_ok=True)
-            if "configMap" in volume:
-                data = named(found, "ConfigMap", volume["configMap"]["name"], workload["metadata"]["namespace"])["data"]
-                for file, text in data.items():
-                    if (CONFIGS / file).exists():
-                        assert text == (CONFIGS / file).read_text()
-                    (inside / file).write_text(text)
-                    shipped += text
-        explicit = {entry["name"] for entry in container["env"]} - {"GOMEMLIMIT"}
-        assert explicit <= set(re.findall(r"\$\{env:(\w+)", shipped)), name
-        arguments = [re.sub(r"^--config=", f"--config={root}", argument) for argument in container["args"]]
-        if container["image"].startswith("jaegertracing/"):
-            tool = build.JAEGER
-        else:
-            tool = build.KAFKA_COLLECTOR if "kafka-sampler" in "".join(arguments) else build.COLLECTOR
-        for variable, value in variables.items():  # The directories of the container, below this test's own.
-            if value.startswith(("/var/", "/etc/")):
-                variables[variable] = f"{root}{value}"
-        command = [str(build.ensure(tool)), "validate", *arguments]
-        answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
-        assert answer.returncode == 0, f"{name}: {answer.stderr}"
+    given = {name: {entry["name"] for entry in container["env"]} for name, _, container in collectors(overlay)}
+    for one in rendered(overlay, tmp_path):
+        assert given[one.name] - {"GOMEMLIMIT"} <= set(re.findall(r"\$\{env:(\w+)", one.files)), one.name
+        program, *arguments = one.command
+        command = [program, "validate", *arguments]
+        answer = subprocess.run(command, env=one.environment, capture_output=True, text=True, check=False, timeout=60)
+        assert answer.returncode == 0, f"{one.name}: {answer.stderr}"
 
 
+@pytest.mark.needs("kubernetes", "collector", "jaeger")
+def test_the_tiers_run_as_rendered_and_carry_a_trace(machine: Machine, jaeger: Jaeger) -> None:
+    """
+    Agent, router and sampler with the files, variables and arguments of the mTLS overlay deliver a failed span.
+
+    Only hosts and ports are of this machine. What the autoscaler asks for is what the router counts, and the services' metrics
+    are offered by the agent.
+    """
+    run(DEPLOY / "scale/mtls/certificates.sh", machine.directory / "certificates", "localhost")
+    tiers = {one.name: one for one in rendered("scale/overlays/direct-mtls", machine.directory)}
+    for name, one in tiers.items():
+        variables = one.environment
+        for variable, value in variables.items():
+            if value.startswith("0.0.0.0:"):
+                variables[variable] = f"127.0.0.1:{machine.port()}"
+        variables |= {"COLLECTOR_METRICS_HOST": "127.0.0.1", "COLLECTOR_METRICS_PORT": str(machine.port())}
+        variables |= {"SAMPLER_DECISION_WAIT": "1s", "TEMPO_OTLP_ENDPOINT": jaeger.otlp}
+        mounted = Path(variables["COLLECTOR_TLS_CERT"]).parent
+        for file in ("tls.crt", "tls.key", "ca.crt"):
+            shutil.copy(machine.directory / "certificates" / name / file, mounted / file)
+
+    def on_this_machine(name: str) -> str:
+        return f"localhost:{tiers[name].environment['COLLECTOR_GRPC_ENDPOINT'].rpartition(':')[2]}"
+
+    tiers["agent"].environment["NEXT_OTLP_ENDPOINT"] = f"dns:///{on_this_machine('router')}"
+    tiers["router"].environment["ROUTER_SAMPLERS"] = f"[{on_this_machine('sampler')}]"
+    processes = []
+    for one in tiers.values():
+        processes.append(machine.start(one.name, one.command, one.environment, machine.directory))
+        health = f"http://{one.environment['COLLECTOR_HEALTH_ENDPOINT']}/"
+        eventually(one.name, lambda health=health: get(health).status_code == 200, while_running=processes)  # type: ignore[misc]
+
+    now = time.time_ns()
+    trace_id = secrets.token_hex(16)
+    span = {
+        "traceId": trace_id,
+        "spanId": secrets.token_hex(8),
+        "name": "GET /orders",
+        "kind": 2,
+        "status": {"code": 2},
+    }
+    span |= {"startTimeUnixNano": str(now), "endTimeUnixNano": str(now + 1)}
+    point = {"asInt": "7", "startTimeUnixNano": str(now - 1), "timeUnixNano": str(now)}
+    metric = {"name": "orders", "sum": {"dataPoints": [point], "aggregationTemporality": 2, "isMonotonic": True}}
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "orders"}}]}
+    agent = tiers["agent"].environment
+    for path, body in (
+        ("traces", {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span]}]}]}),
+        ("metrics", {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}]}),
+    ):
+        with httpx.Client(trust_env=False) as client:
+            client.post(f"http://{agent['COLLECTOR_HTTP_ENDPOINT']}/v1/{path}", json=body).raise_for_status()
+    (stored,) = eventually("the span", lambda: jaeger.trace(trace_id), while_running=processes)
+    assert (stored.service, stored.name) == ("orders", "GET /orders")
+    offered = f"http://{agent['METRICS_ENDPOINT']}/metrics"
+    eventually("the service's metric", lambda: "orders_total{" in get(offered).text, while_running=processes)
+
+    (scaler,) = (one for one in documents("scale/overlays/direct") if one["kind"] == "HorizontalPodAutoscaler")
+    wanted = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    own = get(f"http://127.0.0.1:{tiers['router'].environment['COLLECTOR_METRICS_PORT']}/metrics").text
+    assert re.search(rf'^{wanted}{{[^}}]*exporter="load_balancing"', own, re.MULTILINE)
+
+
+@pytest.mark.needs("kubernetes", "kafka")
+def test_three_kafka_nodes_start_by_the_shipped_script(machine: Machine) -> None:
+    """
+    start.sh makes one cluster of three of the shipped properties, and topic.sh a topic whose spans lie on all three.
+
+    The image's programs are Kafka's own from the same release; only hosts, ports, directories and the heap are this machine's.
+    """
+    bin_directory = machine.directory / "kafka/bin"
+    bin_directory.mkdir(parents=True)
+    for script, main in (
+        ("kafka-storage.sh", "kafka.tools.StorageTool"),
+        ("kafka-server-start.sh", "kafka.Kafka"),
+        ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+    ):
+        java = f"{kafka.java()} -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp '{kafka.ensure()}/*'"
+        logging = f"-Dlog4j2.configurationFile={kafka.SOURCE / 'log4j2.properties'}"
+        (bin_directory / script).write_text(f'#!/bin/sh\nexec {java} {logging} {main} "$@"\n')
+        (bin_directory / script).chmod(0o755)
+    found = documents("scale/overlays/kafka")
+    (files,) = (one["data"] for one in found if one["metadata"]["name"].startswith("kafka-config"))
+    workload = named(found, "StatefulSet", "kafka", "observability")
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    variables = environment(found, workload, container)
+    nodes = [(machine.port(), machine.port()) for _ in range(workload["spec"]["replicas"])]
+
+    def here(text: str, number: int) -> str:
+        for other, (broker, controller) in enumerate(nodes):
+            text = text.replace(f"kafka-{other}.kafka.observability:9092", f"127.0.0.1:{broker}")
+            text = text.replace(f"kafka-{other}.kafka.observability:9093", f"127.0.0.1:{controller}")
+        broker, controller = nodes[number]
+        for name, port in (("9092", broker), ("9093", controller)):
+            text = text.replace(f"$POD_NAME.kafka.observability:{name}", f"127.0.0.1:{port}")
+            text = text.replace(f"://:{name}", f"://127.0.0.1:{port}")
+        directory = machine.directory / f"kafka-{number}"
+        text = text.replace("/etc/kafka-config", str(directory)).replace("/tmp/server", f"{directory}/own")
+        return text.replace("/var/lib/kafka/data", f"{directory}/data")
+
+    processes = []
+    for number in range(len(nodes)):
+        directory = machine.directory / f"kafka-{number}"
+        directory.mkdir()
+        for name, text in files.items():
+            (directory / name).write_text(here(text, number))
+        own = {"POD_NAME": f"kafka-{number}", "NODE_ID": str(number), "KAFKA_HOME": str(bin_directory.parent)}
+        command = ["bash", *(here(argument, number) for argument in container["command"][1:])]
+        processes.append(machine.start(f"kafka-{number}", command, variables | own, machine.directory))
+    for process in processes:
+        eventually(
+            process.name,
+            lambda process=process: "Kafka Server started" in process.log.read_text(),  # type: ignore[misc]
+            while_running=processes,
+        )
+    home = os.environ | {"KAFKA_HOME": str(bin_directory.parent)}
+    run("bash", machine.directory / "kafka-0/topic.sh", env=home)
+    servers = ",".join(f"127.0.0.1:{broker}" for broker, _ in nodes)
+    topics = bin_directory / "kafka-topics.sh"
+    described = run(topics, "--bootstrap-server", servers, "--describe", "--topic", "otlp_spans")
+    assert "PartitionCount: 24" in described
+    assert "ReplicationFactor: 3" in described
+    assert "min.insync.replicas=2" in described
+    assert "retention.ms=14400000" in described
+    assert described.count("Isr: ") == 24
+
+
+@pytest.mark.needs("collector")
 def test_a_wrong_variable_in_a_manifest_is_refused(tmp_path: Path) -> None:
     """
     The collector's own check sees a size that is no number, so the test above means something.
@@ -646,6 +798,7 @@ def python_path(injected: Path) -> str:
     return f"{injected}/opentelemetry/instrumentation/auto_instrumentation{os.pathsep}{injected}"
 
 
+@pytest.mark.needs("collector", "jaeger")
 def test_a_plain_uvicorn_is_traced_by_the_operators_directory(
     machine: Machine, jaeger: Jaeger, collector: Collector, injected: Path, application: Path
 ) -> None:
