@@ -1,8 +1,8 @@
 """
 What the shipped router and samplers keep, what a kept trace stands for, and where it lands when samplers come and go.
 
-Stores stand at the samplers' doors, one each, so that it is seen which sampler sent what. Ids and randomness come from seeded
-generators through the package's own code, so what is kept is known beforehand, trace by trace.
+A store stands behind each sampler, so that it is seen which one sent what. Ids come from seeded generators and
+randomness from the package's own code, so what is kept is known beforehand, trace by trace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -190,7 +190,7 @@ class Kind:
 
 def uuid7(source: random.Random, number: int) -> str:
     """
-    Return a UUIDv7 as a busy server makes them: milliseconds, and a counter in place of the random bits behind the version.
+    Return a UUIDv7 as a busy server makes them: milliseconds, a counter, few random bits.
     """
     bits = (1_790_000_000_000 + number // 20) << 80 | 7 << 76 | (number % 4096) << 64 | 2 << 62
     return str(uuid.UUID(int=bits | source.getrandbits(24)))
@@ -203,7 +203,7 @@ def _what(source: random.Random) -> str:
 
 def kind(name: str, ratio: float, make: Callable[[random.Random, int], tuple[int, bool]], **options: Any) -> Kind:
     """
-    Let the package's sampler decide about ``PER_KIND`` roots whose trace ids ``make`` gives, and say whether they are bridged.
+    Let the package's sampler decide about ``PER_KIND`` roots; ``make`` gives the ids, and whether they are bridged.
     """
     source, sampler, traces = random.Random(f"{name} {ratio}"), RatioSampler(ratio), list[Trace]()
     for number in range(PER_KIND):
@@ -213,7 +213,7 @@ def kind(name: str, ratio: float, make: Callable[[random.Random, int], tuple[int
         if what == "forced" and not sampled:
             sampled, state = True, without_threshold(state)
         if sampled and state is not None:
-            traces.append(Trace(trace_id, (state.to_header(),) * 2, name, what, **options))
+            traces.append(Trace(trace_id, (state.to_header(), state.to_header()), name, what, **options))
     return Kind(name, ratio, PER_KIND, traces)
 
 
@@ -289,7 +289,10 @@ def all_kinds() -> list[Kind]:
         ),
         around(
             kind("among other vendors", 0.5, bridged(uuid4)),
-            lambda one: (f"robot=rv:ffffffffffffff;th:f,{one.states[0]},x=th:f",) * 2,
+            lambda one: (
+                f"robot=rv:ffffffffffffff;th:f,{one.states[0]},x=th:f",
+                f"robot=rv:ffffffffffffff;th:f,{one.states[1]}",
+            ),
         ),
         # A caller's trace, continued: nobody knows its ratio.
         around(kind("without a tracestate", 1.0, minted), lambda one: ("", "")),
@@ -376,17 +379,11 @@ class Outcome:
     """
 
     fleet: Fleet
+    sent: dict[int, Trace]
     kinds: list[Kind]
     edges: list[Trace]
     by_store: list[dict[int, list[tuple[str, Span]]]]
     seen: float  # Traces that the samplers count, each its own.
-
-    @property
-    def sent(self) -> dict[int, Trace]:
-        """
-        Return all that was sent.
-        """
-        return {one.trace_id: one for one in [*(one for kind in self.kinds for one in kind.traces), *self.edges]}
 
     def spans(self, trace_id: int) -> list[tuple[str, Span]]:
         """
@@ -405,7 +402,7 @@ def _by_trace(spans: list[tuple[str, Span]]) -> dict[int, list[tuple[str, Span]]
 @pytest.fixture(scope="module")
 def outcome(fleets: Callable[..., Fleet]) -> Outcome:
     """
-    All kinds of traces, mixed, sent in halves through the router to two samplers; returned when everything is decided and stored.
+    All kinds of traces, mixed, sent in halves through the router to two samplers, when all of it is decided and stored.
     """
     fleet = fleets(
         2,
@@ -426,12 +423,13 @@ def outcome(fleets: Callable[..., Fleet]) -> Outcome:
     wanted = 4 * sum(one.kept for one in traces)
     eventually("the kept spans", lambda: sum(len(store.spans) for store in fleet.stores) >= wanted)
     seen = fleet.total("new_trace_id_received")
-    return Outcome(fleet, kinds, limits, [_by_trace(store.take()) for store in fleet.stores], seen)
+    sent = {one.trace_id: one for one in traces}
+    return Outcome(fleet, sent, kinds, limits, [_by_trace(store.take()) for store in fleet.stores], seen)
 
 
 def test_every_trace_lands_whole_on_one_sampler(outcome: Outcome) -> None:
     """
-    The samplers together count each trace once, both have their share, and what one of them stores of a trace is all of it.
+    The samplers together count each trace once, both have a share, and what one of them stores of a trace is all of it.
     """
     assert outcome.seen == len(outcome.sent)
     first, second = outcome.by_store
@@ -444,7 +442,7 @@ def test_every_trace_lands_whole_on_one_sampler(outcome: Outcome) -> None:
 
 def test_failed_slow_and_forced_traces_are_kept_and_of_the_rest_the_ratio(outcome: Outcome) -> None:
     """
-    Trace by trace what the package's own threshold and randomness say, to the last bit, whatever ids and tracestates arrive.
+    It is what the package's own threshold and randomness say, to the last bit, whatever ids and tracestates arrive.
     """
     stored = {trace_id for store in outcome.by_store for trace_id in store}
     assert stored == {trace_id for trace_id, one in outcome.sent.items() if one.kept}
@@ -459,7 +457,7 @@ def test_failed_slow_and_forced_traces_are_kept_and_of_the_rest_the_ratio(outcom
 
 def test_a_stored_threshold_says_what_a_trace_stands_for(outcome: Outcome) -> None:
     """
-    It is the stricter one of the services' and the sampler's; that of failed, slow and forced traces stays; nothing else changes.
+    It is the stricter of the services' and the sampler's; failed, slow and forced traces keep theirs; all else stays.
     """
     for trace_id in {trace_id for store in outcome.by_store for trace_id in store}:
         one = outcome.sent[trace_id]
@@ -487,8 +485,8 @@ def test_request_counts_follow_from_the_stored_thresholds(outcome: Outcome) -> N
             assert found.name not in roots  # Whose ratio is not known stands for nobody.
             continue
         counts = [BITS / (BITS - th) for th in roots[found.name]]
-        # Of a request that is kept with probability p, 1/p is counted or nothing: its variance is (1 - p) / p, and each kept one
-        # stands for 1/p such requests.
+        # A request that is kept with probability p counts as 1/p or as nothing, with variance (1 - p) / p, and each
+        # kept one stands for 1/p such requests.
         sigma = sum(count * (count - 1) for count in counts) ** 0.5
         assert abs(sum(counts) - found.requests) <= 4 * sigma, (found.name, sum(counts), sigma)
         checked += 1
@@ -514,8 +512,9 @@ def test_a_late_span_follows_the_decision(outcome: Outcome) -> None:
 
 def test_samplers_come_and_go(fleets: Callable[..., Fleet]) -> None:
     """
-    A third sampler takes about a third of the traces and leaves every other where it was; so does taking one away. Split are
-    traces that move while they are open, and no other.
+    A third sampler takes about a third of the traces, and taking one away moves what it had; all others stay.
+
+    So split are traces that move while they are open, and no other.
     """
     fleet = fleets(3, SAMPLER_RATIO="1.0", SAMPLER_DECISION_WAIT="1s")
     source = random.Random("moving")
@@ -549,7 +548,7 @@ def test_samplers_come_and_go(fleets: Callable[..., Fleet]) -> None:
     assert 0.2 < len(moved) / len(traces) < 0.47  # A third; 200 points a sampler on the ring make it within 4 sigma.
     assert len(moved) == sum(places == {2} for places in added.values())
     # Begun after the change, no trace is split, and each is where the ring now says.
-    assert {trace_id: places for trace_id, places in owners(0).items()} == added == owners(1)
+    assert owners(0) == added == owners(1)
 
     fleet.route(0, 2)
     left = owners(0)
