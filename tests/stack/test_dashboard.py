@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,7 +26,7 @@ import yaml
 from otel_correlation.request_id import to_trace_id
 from tests.stack import servers
 from tests.stack.conftest import MACHINE
-from tests.stack.engines import Loki, Tier
+from tests.stack.engines import Loki, Tempo, Tier
 from tests.stack.harness import BIN, ROOT, SHOP, Jaeger, Machine, eventually, get
 
 if TYPE_CHECKING:
@@ -59,11 +61,18 @@ class Stack:
         self.jaeger.start()
         self.loki = Loki(machine)
         self.loki.start()
+        self.tempo = Tempo(machine)
+        stores = "[otlp_grpc/jaeger]"
+        if os.environ.get("TEMPO_BIN"):
+            self.tempo.start()
+            stores = "[otlp_grpc/jaeger, otlp_grpc/tempo]"
         self.gateway = Tier(
             machine,
             "gateway",
             {
+                "TRACES_EXPORTERS": stores,
                 "JAEGER_OTLP_ENDPOINT": self.jaeger.otlp,
+                "TEMPO_OTLP_ENDPOINT": self.tempo.otlp,
                 "LOGS_OTLP_ENDPOINT": self.loki.otlp,
                 "SAMPLER_DECISION_WAIT": "2s",
             },
@@ -126,7 +135,8 @@ class Stack:
             "OTEL_TRACES_SAMPLER_ARG": str(RATIO),
             **more,
         }
-        command = [programs / "opentelemetry-instrument", programs / "uvicorn", f"{name}:app", "--port", str(port)]
+        command: list[str | Path] = [programs / "opentelemetry-instrument", programs / "uvicorn", f"{name}:app"]
+        command += ["--port", str(port)]
         process = self.machine.start(name, command, environment, directory)
         url = f"http://127.0.0.1:{port}"
         eventually(name, lambda: get(f"{url}/openapi.json").status_code == 200, while_running=[process])
@@ -227,7 +237,7 @@ def test_every_query_of_every_panel_has_an_answer(stack: Stack) -> None:
         if any(name in expression for name in NEVER_SEEN):
             stack.prometheus.query(asked)
             continue
-        eventually(f"{title}: {asked}", lambda asked=asked: stack.prometheus.query(asked))
+        eventually(f"{title}: {asked}", partial(stack.prometheus.query, asked))
 
 
 def test_one_failed_request_is_told_at_a_ratio_of_one_in_a_hundred(stack: Stack) -> None:
@@ -280,7 +290,7 @@ def test_lines_and_traces_lead_to_each_other(stack: Stack) -> None:
         # As Grafana does: `$$` is its file's `$`, the tags become matchers.
         query = link["query"].replace("$$", "$").replace("${__tags}", f'{tag["value"]}="gateway"')
         query = query.replace("${__trace.traceId}", f"{to_trace_id(TICKET):032x}")
-        lines = eventually("lines", lambda query=query: stack.loki.lines(query))
+        lines = eventually("lines", partial(stack.loki.lines, query))
         (loki,) = (source for source in SOURCES if source["uid"] == "loki")
         for field in loki["jsonData"]["derivedFields"]:
             assert field["matcherType"] == "label"
@@ -309,23 +319,41 @@ def test_a_point_on_the_graph_leads_to_a_trace(stack: Stack) -> None:
     eventually("their traces", lambda: all(stack.jaeger.trace(trace_id) for trace_id in ids[:3]))
 
 
-def test_the_queries_behind_the_links_find_what_they_say(stack: Stack) -> None:
+def behind_the_links(uid: str, service: str, route: str) -> list[str]:
     """
-    A click on an error of a route asks Loki for that route's failed requests, and there they are.
+    Return what the panels' links ask of a data source when somebody clicks on a service's route.
     """
-    checked = 0
+    asked = []
     for panel in PANELS.values():
         for link in panel["fieldConfig"]["defaults"]["links"]:
-            panes = json.loads(parse_qs(urlsplit(link["url"]).query)["panes"][0])
-            (query,) = panes["a"]["queries"]
-            if query["datasource"]["uid"] != "loki":
-                continue
-            asked = query["expr"].replace("${__field.labels.job}", "gateway")
-            asked = asked.replace("${__field.labels.http_route}", "/checkout")
-            found = eventually("the lines of the route", lambda asked=asked: stack.loki.lines(asked))
-            assert {labels["request_id"] for _, labels in found} == {TICKET}
-            checked += 1
-    assert checked
+            (query,) = json.loads(parse_qs(urlsplit(link["url"]).query)["panes"][0])["a"]["queries"]
+            if query["datasource"]["uid"] == uid:
+                text = query.get("expr") or query["query"]
+                text = text.replace("${__field.labels.job}", service).replace("${__field.labels.http_route}", route)
+                assert "$" not in text
+                asked.append(text)
+    assert asked
+    return asked
+
+
+def test_a_click_on_a_failure_finds_its_lines(stack: Stack) -> None:
+    """
+    What the link on a route's errors asks of Loki is that route's failed requests, and there they are.
+    """
+    for query in behind_the_links("loki", "gateway", "/checkout"):
+        found = eventually("the lines of the route", partial(stack.loki.lines, query))
+        assert {labels["request_id"] for _, labels in found} == {TICKET}
+
+
+@pytest.mark.needs("tempo")
+def test_a_click_on_a_route_finds_its_traces(stack: Stack) -> None:
+    """
+    What the links ask of Tempo is TraceQL that it takes, and the traces of a route are found by it.
+    """
+    every, *narrower = sorted(behind_the_links("tempo", "gateway", "/docs"), key=len)
+    eventually("the traces of the route", partial(stack.tempo.search, every))
+    for query in narrower:
+        stack.tempo.search(query)
 
 
 def test_what_a_service_loses_is_told(stack: Stack) -> None:
@@ -395,6 +423,8 @@ def test_every_alert_fires_at_its_threshold_and_not_below() -> None:
         if case["exp_alerts"]
     }
     assert asked == names
+    page = (ROOT / "docs" / "how-to" / "compose.md").read_text()
+    assert names == set(re.findall(r"`([A-Z]\w+)`(?=[,| ][^.]*\|)", page))
 
 
 def test_grafanas_files_name_only_what_exists() -> None:
