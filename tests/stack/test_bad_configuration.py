@@ -53,8 +53,8 @@ WRONG = [
     pytest.param("agent tls-agent", {"COLLECTOR_TLS_CA": "/nowhere/ca.crt"}, MISSING, id="authority"),
     pytest.param("gateway tls-receiver", {"COLLECTOR_TLS_CERT": "/nowhere/tls.crt"}, MISSING, id="certificate"),
     pytest.param("gateway tls-receiver", {"COLLECTOR_TLS_CERT": ""}, "read /: is a directory", id="no-certificate"),
-    pytest.param("gateway tls-outside", {"COLLECTOR_TOKEN": ""}, "bearertokenauth: no bearer token", id="no-token"),
-    pytest.param("gateway tls-outside", {"COLLECTOR_TOKEN": "${file:/nowhere/token}"}, MISSING, id="no-token-file"),
+    pytest.param("gateway tls-outside", {}, "bearertokenauth: no bearer token", id="no-token"),
+    pytest.param("gateway tls-outside", {"COLLECTOR_TOKEN_FILE": "/nowhere/token"}, MISSING, id="no-token-file"),
 ]
 
 

@@ -15,6 +15,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc  # type: ignore[import-untyped]
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 CARD = "4111111111111111"
 ID = "5500005555555559"  # An id is for finding, whatever it looks like.
+OK = grpc.StatusCode.OK
 SIGNALS = {"traces": "trace.v1.TraceService", "logs": "logs.v1.LogsService", "metrics": "metrics.v1.MetricsService"}
 
 # What must not leave, as it stands in texts: messages, names, bodies, attributes that nobody thought of.
@@ -92,8 +94,8 @@ KEYS: dict[str, Any] = {
         "nested": {"refreshToken": "planted29", "mail": "jane.planted@a.example"},
     },
 }
-SECRETS = [CARD, "0055 5555", "822463", "6011000990139424", "30569309025904", "3530111333300000", "6200000000000005"]
-SECRETS += ["planted", "PLANTED", "eyJhbGci"]
+CARDS = (CARD, "0055 5555", "822463", "6011000990139424", "30569309025904", "3530111333300000", "6200000000000005")
+SECRETS = (*CARDS, "planted", "PLANTED", "eyJhbGci")
 # What a trace or a line is found by, and what only looks like a secret.
 KEPT: dict[str, Any] = {
     "request_id": ID,
@@ -250,7 +252,7 @@ def call(
             method(request.SerializeToString(), timeout=30, metadata=metadata)
         except grpc.RpcError as error:
             return error.code()
-    return grpc.StatusCode.OK
+    return OK
 
 
 class Store:
@@ -265,8 +267,7 @@ class Store:
     def __enter__(self) -> Self:
         self._server = grpc.server(ThreadPoolExecutor(2))
         for signal, service in SIGNALS.items():
-            kept = self.received[signal]
-            handler = grpc.unary_unary_rpc_method_handler(lambda request, _, kept=kept: kept.append(request) or b"")
+            handler = grpc.unary_unary_rpc_method_handler(partial(self._keep, signal))
             generic = grpc.method_handlers_generic_handler(
                 f"opentelemetry.proto.collector.{service}", {"Export": handler}
             )
@@ -277,6 +278,10 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(None).wait()
+
+    def _keep(self, signal: str, request: bytes, _: object) -> bytes:
+        self.received[signal].append(request)
+        return b""  # An empty response, which says that all was taken.
 
     def spans(self) -> list[Span]:
         """
@@ -581,16 +586,18 @@ def test_only_the_secret_part_of_a_text_is_masked(run: Run) -> None:
 
 def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identity]) -> None:
     """
-    Inside, a certificate of our authority; outside, the token over TLS: everybody else is refused, on gRPC and on HTTP.
+    Inside, a certificate of our authority; outside, a token over TLS: everybody else is refused, on gRPC and on HTTP.
+
+    A token that is added to the file gets in without a restart.
     """
     ours, stranger = identities["ours"], identities["stranger"]
     outside = {"COLLECTOR_OUTSIDE_GRPC_ENDPOINT": f"127.0.0.1:{machine.port()}"}
     outside["COLLECTOR_OUTSIDE_HTTP_ENDPOINT"] = f"127.0.0.1:{machine.port()}"
-    (machine.directory / "token").write_text("open-sesame\n")
-    token = {"COLLECTOR_TOKEN": f"${{file:{machine.directory}/token}}"}
+    tokens = machine.directory / "tokens"
+    tokens.write_text("open-sesame\n")
     with Store(machine.port()) as store:
-        door = gateway(machine, store, "tls-receiver", "tls-outside", **ours.environment(), **outside, **token)
-        door.start()
+        door = gateway(machine, store, "tls-receiver", "tls-outside", **ours.environment(), **outside)
+        door.start(COLLECTOR_TOKEN_FILE=str(tokens))
         g, h = outside.values()
         right, wrong = "Bearer open-sesame", "Bearer open-says-me"
 
@@ -615,18 +622,20 @@ def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identit
         assert post(h, traces("refused"), headers={"authorization": right}) == 400
 
         metadata = [("authorization", right)]
-        assert call(door.grpc, traces("inside-grpc"), credentials=ours.credentials()) is grpc.StatusCode.OK
+        assert call(door.grpc, traces("inside-grpc"), credentials=ours.credentials()) is OK
         assert post(door.http, traces("inside-http"), context=ours.context()) == 200
-        assert call(g, traces("outside-grpc"), credentials=bare, metadata=metadata) is grpc.StatusCode.OK
+        assert call(g, traces("outside-grpc"), credentials=bare, metadata=metadata) is OK
         assert post(h, traces("outside-http"), context=ours.context(show=False), headers=dict(metadata)) == 200
         eventually("four spans", lambda: len(store.spans()) >= 4)
-        assert sorted(span.name for span in store.spans()) == [
-            "inside-grpc",
-            "inside-http",
-            "outside-grpc",
-            "outside-http",
-        ]
+        names = ["inside-grpc", "inside-http", "outside-grpc", "outside-http"]
+        assert sorted(span.name for span in store.spans()) == names
         assert door.metrics().total("otelcol_receiver_accepted_spans") == 4
+
+        tokens.write_text("open-says-me\nopen-sesame\n")
+        headers = {"authorization": wrong}
+        eventually("the new token", lambda: call(g, traces(), credentials=bare, metadata=[*headers.items()]) is OK)
+        assert post(h, traces(), context=ours.context(show=False), headers=headers) == 200
+        assert call(g, traces(), credentials=bare, metadata=metadata) is OK
 
 
 def test_the_wire_between_the_tiers_cannot_be_read(machine: Machine, identities: dict[str, Identity]) -> None:
