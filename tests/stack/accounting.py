@@ -13,7 +13,6 @@ the trace id. *Lost* is what the policies keep and Jaeger has not.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import subprocess
 import sys
@@ -42,6 +41,7 @@ SPANS: Final = 4  # Of each trace; half of them come a tick after the others, fr
 TICK_S: Final = 0.05
 TOPIC: Final = "otlp_spans"
 PARTITIONS: Final = 4
+ON_MEMORY: Final = "otelcol_processor_tail_sampling_sampling_traces_on_memory"
 GIVE_UP_S: Final = 120.0  # Without any progress; the longest pause between two attempts of anything here is 15 s.
 
 
@@ -159,7 +159,10 @@ class Load:
                     members = [(trace_id, secrets.token_bytes(8), fails) for _ in range(SPANS)]
                     spans += members[: SPANS // 2]
                     late += members[SPANS // 2 :]
-                    lines.append((f"{self.service} record {number}", trace_id))
+                    if (
+                        number % 3 == 0
+                    ):  # So that an hour's worth is one answer of Loki's, which has 5,000 lines at most.
+                        lines.append((f"{self.service} record {number}", trace_id))
                 self._offer(client, "/v1/traces", self._trace_request(spans).SerializeToString())
                 now = time.time()
                 for trace_id, span_id, fails in spans:
@@ -305,6 +308,7 @@ class Stack:
         began = time.monotonic()
         service = f"case-{self.machine.port()}"
         load = Load(self.agent.http, service, self.traces_per_s, self.ratio, padding)
+        repeated = self.door.again.total()
         with load:
             eventually(
                 "the first spans at the store",
@@ -315,17 +319,21 @@ class Stack:
         self._settle(load)
         stored, lines = self._stored(load), self._lines(load)
         lost = load.kept - stored
+        twice = self.door.again.keys() & load.accepted.keys()
+        notes = [explain(load, lost)] if lost and explain else []
+        if earlier := self.door.again.total() - repeated - sum(self.door.again[span_id] for span_id in twice):
+            notes.append(f"{earlier} spans of earlier rows came again, too")
         row = Row(
             what=what,
             sent=len(load.accepted),
             stored=len(stored),
             sampled_out=len(load.accepted.keys() - load.kept - stored),
             lost=len(lost),
-            twice=self.door.twice(set(load.accepted)),
+            twice=len(twice),
             refused=load.refused,
             logs_sent=len(load.lines),
             logs_lost=len(load.lines - lines),
-            why=explain(load, lost) if lost and explain else "",
+            why="; ".join(notes),
         )
         assert not stored - load.kept, f"{len(stored - load.kept)} spans stored that no policy keeps"
         self.rows.append(row)
@@ -334,26 +342,29 @@ class Stack:
 
     def _settle(self, load: Load) -> None:
         """
-        Return when the store has everything, or when nothing moves any more though every queue is empty.
+        Return when the store has everything, or when nothing moves any more though nobody holds anything.
         """
-        # An empty queue in front of a sampler says nothing about what it holds in memory: for its decision, and a tick.
-        still_s = self.decision_wait_s + 5
-        missing, moved = -1, time.monotonic()
-        while True:
-            now_missing = len(load.kept - self.door.first.keys())
-            if not now_missing:
+        # Whether a sampler holds traces it says at each tick of 1 s; what waits in Kafka for a reader says nothing.
+        idle_s = 30.0 if self.through_kafka else 3.0
+        missing, moved, busy = -1, 0.0, 0.0
+        while load.kept - self.door.first.keys():
+            now, left = time.monotonic(), len(load.kept - self.door.first.keys())
+            held = self._held()
+            if left != missing:
+                missing, moved, busy = left, now, now
+            if held:
+                busy = now
+            if now - busy > idle_s or now - moved > GIVE_UP_S:
                 return
-            if now_missing != missing or self._queued():
-                if now_missing != missing:
-                    missing, moved = now_missing, time.monotonic()
-                elif time.monotonic() - moved > GIVE_UP_S:
-                    return
-            elif time.monotonic() - moved > still_s:
-                return
-            time.sleep(0.1)
+            time.sleep(0.2)
 
-    def _queued(self) -> float:
-        return sum(tier.queued() for tier in (self.agent, self.router, *self.samplers))
+    def _held(self) -> float:
+        """
+        Return how many items are in queues on disk, and how many undecided traces in the samplers' memory.
+        """
+        samplers = [sampler for sampler in self.samplers if sampler.running().popen.poll() is None]
+        undecided = (sampler.metrics().total(ON_MEMORY) for sampler in samplers)
+        return sum(tier.queued() for tier in (self.agent, self.router, *samplers)) + sum(undecided)
 
     def _stored(self, load: Load) -> set[bytes]:
         found = set[bytes]()
@@ -375,7 +386,7 @@ class Stack:
         deadline = time.monotonic() + GIVE_UP_S
         while not load.lines <= found and time.monotonic() < deadline:
             found = {line for line, _ in self.loki.lines(query)}
-            if not load.lines <= found and not self._queued():  # Once more: the last may have left a queue in between.
+            if not load.lines <= found and not self._held():  # Once more: the last may have left a queue in between.
                 return {line for line, _ in self.loki.lines(query)}
             time.sleep(0.1)
         return found
@@ -386,7 +397,7 @@ class Stack:
         """
         Kill one part as ``kill -9`` does, and start it again after the pause.
         """
-        return self.case(f"{engine.name} killed", lambda load: self._kill(engine, load))
+        return self.case(f"{engine.name} killed{self._at()}", lambda load: self._kill(engine, load))
 
     def sampler_killed(self, number: int) -> Row:
         """
@@ -482,14 +493,26 @@ class Stack:
             subprocess.run(["umount", disk], check=True)
             self.agent.start(COLLECTOR_QUEUE_DIR=home)
 
-    def ratio_from_now(self, ratio: float) -> None:
+    def taken_over(self, number: int) -> Row:
         """
-        Stop the samplers in order and start them with another ratio.
+        Kill a sampler and leave it dead, until the other one has its partitions and has sent everything.
         """
-        self.ratio = ratio
+        sampler = self.samplers[number]
+        row = self.case(f"{sampler.name} killed, its partitions taken over", lambda _: sampler.kill())
+        sampler.start()
+        return row
+
+    def restart_samplers(self, **environment: str) -> None:
+        """
+        Stop the samplers in order and start them with another environment.
+        """
+        self.ratio = float(environment.get("SAMPLER_RATIO", self.ratio))
         for sampler in self.samplers:
             sampler.running().stop()
-            sampler.start(SAMPLER_RATIO=str(ratio))
+            sampler.start(**environment)
+
+    def _at(self) -> str:
+        return f", SAMPLER_RATIO={self.ratio}" if self.ratio < 1 else ""
 
     def _kill(self, engine: Engine, load: Load) -> None:
         engine.kill()
@@ -497,7 +520,18 @@ class Stack:
         engine.start()
 
 
-def direct(stack: Stack, *, outage_s: float, slow_s: float) -> None:
+def can_mount() -> bool:
+    """
+    Tell whether a small file system can be mounted here, for a disk that is full.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], capture_output=True, check=False)
+        if mounted.returncode == 0:
+            subprocess.run(["umount", directory], check=True)
+        return mounted.returncode == 0
+
+
+def direct(stack: Stack, *, outage_s: float) -> None:
     """
     Do everything to the stack without Kafka.
     """
@@ -506,20 +540,24 @@ def direct(stack: Stack, *, outage_s: float, slow_s: float) -> None:
     for number in range(len(stack.samplers)):
         stack.sampler_killed(number)
     stack.outage(outage_s)
-    stack.slow(slow_s)
-    if os.geteuid() == 0:
-        stack.full_disk(killed=False, room=False)
-        stack.full_disk(killed=True, room=True)
-        stack.full_disk(killed=True, room=False)
+    stack.slow(outage_s)
+
+
+def full_disk(stack: Stack) -> None:
+    """
+    Fill the agent's disk: nothing is lost, even where it is killed then, provided that it starts with more room.
+    """
+    stack.full_disk(killed=False, room=False)
+    stack.full_disk(killed=True, room=True)
 
 
 def through_kafka(stack: Stack) -> None:
     """
-    Do everything to the stack with Kafka that is different there.
+    Do to the stack with Kafka what is different there; the last row is with a ratio.
     """
     for engine in (stack.router, stack.kafka, *stack.samplers, stack.jaeger):
         stack.killed(engine)
-    stack.ratio_from_now(0.25)
+    stack.restart_samplers(SAMPLER_RATIO="0.25")
     stack.killed(stack.samplers[0])
 
 
@@ -542,7 +580,17 @@ def main() -> None:
             stack = Stack(machine, kafka, given.decision_wait, given.traces, pause_s=given.pause)
             try:
                 with stack.running():
-                    through_kafka(stack) if kafka else direct(stack, outage_s=given.outage, slow_s=given.outage)
+                    if kafka:
+                        through_kafka(stack)
+                        stack.restart_samplers(SAMPLER_RATIO="1.0", KAFKA_SESSION_TIMEOUT="10s")
+                        stack.taken_over(1)
+                        continue
+                    direct(stack, outage_s=given.outage)
+                    if can_mount():
+                        full_disk(stack)
+                        stack.full_disk(killed=True, room=False)
+                    else:
+                        print("No rows of a full disk: a small file system cannot be mounted here.")
             finally:
                 machine.clean_up()
                 print(table("With Kafka" if kafka else "Without Kafka", stack.rows), flush=True)

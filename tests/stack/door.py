@@ -88,12 +88,6 @@ class Door:
         self._server.stop(0).wait()
         self._channel.close()
 
-    def twice(self, span_ids: set[bytes]) -> int:
-        """
-        Return how many of these spans the store acknowledged more than once.
-        """
-        return len(span_ids & self.again.keys())
-
     def _export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
         spans = spans_of(request)
         with (
