@@ -1,6 +1,6 @@
 #!/bin/sh
-# assemble.sh TARGET WHEEL: lay out TARGET as the operator's Python auto-instrumentation, with otel-correlation's WHEEL in it.
-# PYTHON names the interpreter whose pip is used (python3).
+# assemble.sh TARGET WHEEL: lay out TARGET as the operator's Python auto-instrumentation, with otel-correlation's WHEEL
+# in it. PYTHON names the interpreter whose pip is used (python3).
 set -eu
 target=$1 wheel=$2
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)

@@ -5,7 +5,8 @@ properties=/tmp/server.properties
 {
     cat /etc/kafka-config/server.properties
     echo "node.id=$NODE_ID"
-    echo "advertised.listeners=PLAINTEXT://$POD_NAME.kafka.observability:9092,CONTROLLER://$POD_NAME.kafka.observability:9093"
+    printf 'advertised.listeners='
+    echo "PLAINTEXT://$POD_NAME.kafka.observability:9092,CONTROLLER://$POD_NAME.kafka.observability:9093"
 } > "$properties"
 "$KAFKA_HOME/bin/kafka-storage.sh" format --ignore-formatted --cluster-id "$CLUSTER_ID" --config "$properties"
 exec "$KAFKA_HOME/bin/kafka-server-start.sh" "$properties"

@@ -1,7 +1,8 @@
 #!/bin/sh
-# certificates.sh DIRECTORY [NAME...]: a private authority, and a certificate each for agents, routers and samplers, good for a
-# year, in DIRECTORY/{agent,router,sampler}/{tls.crt,tls.key,ca.crt}. Each NAME is one more that a tier is reached by. For a
-# cluster without cert-manager; it makes Secrets with the same three keys, and renews them. Keep DIRECTORY/authority.key away.
+# certificates.sh DIRECTORY [NAME...]: a private authority, and a certificate each for agents, routers and samplers,
+# good for a year, in DIRECTORY/{agent,router,sampler}/{tls.crt,tls.key,ca.crt}. Each NAME is one more that a tier is
+# reached by. For a cluster without cert-manager; it makes Secrets with the same three keys, and renews them. Keep
+# DIRECTORY/authority.key away.
 set -eu
 directory=$1
 shift
