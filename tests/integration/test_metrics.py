@@ -199,3 +199,27 @@ print(sorted(metric.name for scope in scopes for metric in scope.metrics))
         assert (ended.returncode, sink.metrics) == (0, []), ended.stderr
         assert "otel.sdk.exporter.span.exported" in ended.stdout
         assert "Overriding" not in ended.stderr
+
+
+def test_without_metrics_nothing_measures(tmp_path: Path) -> None:
+    """
+    A service that asks for no metrics has no provider, no reader's thread and no pool that is watched, and sends none.
+    """
+    (tmp_path / "main.py").write_text(
+        APP
+        + """
+@app.get("/looked")
+async def looked() -> list[object]:
+    from opentelemetry.metrics import _internal
+    from otel_correlation.edge import _threads
+    readers = [thread.name for thread in threading.enumerate() if "Metric" in thread.name]
+    return [_internal._METER_PROVIDER, readers, len(_threads._pools)]
+"""
+    )
+    with OtlpSink() as sink:
+        environment = clean_environment(OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+        with Service(UVICORN, tmp_path, environment, ready="/openapi.json") as service:
+            assert httpx.get(f"{service.url}/looked").json() == [None, [], 0]
+            service.stop()
+        assert sink.spans
+        assert not sink.metrics
