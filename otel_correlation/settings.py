@@ -469,7 +469,11 @@ def _stores(env: _Environment) -> tuple[str, ...]:
     entries = env.names(name)
     for entry in entries:
         if "=" not in entry and not _good_url(entry):
-            env.wrong(name, entry, "no store", "http://HOST:PORT or KIND=http://HOST:PORT; `find` refuses it")
+            # What stands before an @ may be a password.
+            shown = entry.rpartition("@")[2]
+            env.wrong(
+                name, shown, "no store", "http://HOST:PORT, KIND=http://HOST:PORT or logs=FILES; `find` refuses it"
+            )
     return entries
 
 

@@ -271,7 +271,8 @@ def _without_userinfo(url: str) -> str:
     except ValueError:
         return "***"
     if "@" not in parts.netloc:
-        return url
+        # user:password@host without a scheme is no URL, and a secret all the same.
+        return f"***@{url.rpartition('@')[2]}" if re.match(r"[^/@\s=]*:[^/@\s]*@", rest) else url
     return kind + equals + urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 

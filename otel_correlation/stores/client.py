@@ -5,6 +5,7 @@ What a store is, and the HTTP side that those behind a URL share.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
@@ -15,6 +16,7 @@ import httpx
 from otel_correlation.request_id import to_trace_id
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
     from otel_correlation.stores.model import Json, Trace
@@ -96,6 +98,7 @@ class Http:
         parts = urlsplit(url)
         self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="", query="")).rstrip("/")
         self._headers = _headers(self.url, parts.username, parts.password, parts.fragment)
+        self._secrets = [*filter(None, (unquote(parts.password or ""), *self._headers.values()))]
         self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         # A proxy that the environment names is not meant for this machine itself.
         self._trust_env = parts.hostname not in _LOOPBACK
@@ -112,7 +115,7 @@ class Http:
         body = bytearray()
         try:
             with (
-                httpx.Client(timeout=self._timeout, trust_env=self._trust_env) as client,
+                httpx.Client(timeout=self._timeout, trust_env=self._trust_env, verify=_certificates()) as client,
                 client.stream(
                     "GET", self.url + path, params=params, headers={**(headers or {}), **self._headers}
                 ) as response,
@@ -142,8 +145,16 @@ class Http:
         text = body[: 4 * _MAX_REASON].decode("utf-8", "replace").strip().partition("\n")[0]
         told = "".join(character if character.isprintable() else " " for character in text)[:_MAX_REASON].strip()
         # Its own words may quote what it was sent.
-        is_safe = told and not told.startswith("<") and not any(secret in told for secret in self._headers.values())
+        is_safe = told and not told.startswith("<") and not any(secret in told for secret in self._secrets)
         return f" ({told})" if is_safe else ""
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """
+    Return what servers are verified against: reading it takes longer than most answers.
+    """
+    return httpx.create_ssl_context()
 
 
 def _headers(url: str, user: str | None, password: str | None, tenant: str) -> dict[str, str]:

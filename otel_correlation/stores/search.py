@@ -37,8 +37,9 @@ _TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 _UNKNOWN_HALF: Final = "0" * 16
 # Traces that other stores are asked for.
 _MAX_COMPLETED: Final = 20
-# Lines of files have milliseconds.
+# Lines of files have milliseconds, and a float is some hundred nanoseconds off.
 _MS_NS: Final = 10**6
+_OFF_NS: Final = 500
 
 
 def configured(items: Sequence[str], log_fields: Sequence[str] = ()) -> list[Store]:
@@ -80,7 +81,8 @@ def _is_url(text: str) -> bool:
 def _shown(text: str) -> str:
     # Whatever stands before an @ may be a password, in an item that is no URL too.
     begin, at, end = text.rpartition("@")
-    return f"{begin.partition('://')[0].partition('=')[0]}...@{end}" if at else text
+    kind, equals, _ = begin.partition("=")
+    return f"{kind + equals if equals and kind.isalpha() else ''}...@{end}" if at else text
 
 
 def find(stores: Iterable[Store], wanted: str) -> tuple[list[Trace], list[StoreError]]:
@@ -201,7 +203,7 @@ def _one(trace_id: str, parts: Sequence[Trace]) -> Trace:
     for part in parts:
         own: Counter[tuple[int, str, str, str]] = Counter()
         for line in part.logs:
-            key = (line.time_ns // _MS_NS, line.span_id, line.service, line.body)
+            key = ((line.time_ns + _OFF_NS) // _MS_NS, line.span_id, line.service, line.body)
             own[key] += 1
             if own[key] > told[key]:
                 lines.append(line)

@@ -19,12 +19,14 @@ from otel_correlation.cli.find import tell
 from otel_correlation.cli.terminal import Screen
 from otel_correlation.local import LocalServer
 from otel_correlation.semconv import CALLER_REQUEST_ID
-from otel_correlation.stores import Trace
+from otel_correlation.stores import Store, Trace
 from otel_correlation.stores.jaeger import JaegerStore
+from otel_correlation.stores.tempo import TempoStore
 from tests.local_payloads import REQUEST_ID, TRACE_ID, checkout, exception, log, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FOUND, NOT_FOUND, FAILED = 0, 1, 2
 CONTROL = re.compile(r"[^\n\x20-\x7e\u00a0-\u200a\u2010-\u2027\u202f-\u2064\u2070-\ufefe]")
@@ -259,9 +261,74 @@ def test_a_missing_extra_is_one_line(
     assert f"needs {missing}: python -m pip install 'otel-correlation[local]'" in err
 
 
-def test_who_asks_jaeger_is_sent_elsewhere_for_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_asks_stores_of_spans_alone_is_sent_elsewhere_for_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Jaeger holds no log lines, so services are not asked to send them there.
+    Jaeger and Tempo hold no log lines, so services are not asked to send them there.
     """
-    tell(Screen(), REQUEST_ID, [Trace(TRACE_ID)], [JaegerStore("http://127.0.0.1:1")], [])
-    assert f"Next: search for {REQUEST_ID} where your services' log lines go" in capsys.readouterr().out
+    stores: list[Store] = [JaegerStore("http://127.0.0.1:1"), TempoStore("http://127.0.0.1:1")]
+    tell(Screen(), REQUEST_ID, [Trace(TRACE_ID)], stores, [])
+    out = capsys.readouterr().out
+    assert f"Next: search for {REQUEST_ID} where your services' log lines go" in out
+    assert "loki=URL or logs=FILES" in out
+
+
+def test_log_files_alone_tell_the_story(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """
+    Without any server: the lines of all services in order, the cause, and no advice about a viewer that is not there.
+    """
+    for service, text in (("gateway", "second"), ("orders", "first")):
+        line = {"timestamp": f"2026-11-21T10:00:0{len(service)}Z", "message": text, "service_name": service}
+        stack = {
+            "exception": 'Traceback (most recent call last):\n  File "/srv/a.py", line 3, in f\n    x\nKeyError: 7'
+        }
+        ids = {"trace_id": TRACE_ID, "request_id": REQUEST_ID}
+        (tmp_path / f"{service}.json").write_text(json.dumps({**line, **ids, **stack}) + f"\nwho has {REQUEST_ID}?")
+    monkeypatch.setenv("OTEL_CORRELATION_STORES", f"logs={tmp_path}/*.json")
+    status, out, err = told(capsys, TRACE_ID)
+    assert (status, err) == (FOUND, "")
+    expected = [
+        "Log lines only: no store of spans was asked",
+        f"request id  {REQUEST_ID}",
+        "orders  /srv/a.py:3 in f",
+        "KeyError: 7",
+        "Log lines (4)",
+        "first",
+        "second",
+        f"Looked in the log files {tmp_path}/*.json: 1 trace, 0 spans, 4 log lines",
+        "--json`\n",
+    ]
+    places = [out.find(text) for text in expected]
+    assert -1 not in places, expected[places.index(-1)]
+    assert places == sorted(places)
+    assert "viewer" not in out
+
+
+def test_lines_that_name_no_trace_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """
+    A short request id may be all that a service wrote, without a time: nothing is invented for what is missing.
+    """
+    (tmp_path / "legacy.log").write_text("request_id=42 gave up\n")
+    monkeypatch.setenv("OTEL_CORRELATION_STORES", f"logs={tmp_path}/legacy.log")
+    status, out, _ = told(capsys, "42")
+    assert status == FOUND
+    assert "trace id    none: no line names one" in out
+    assert "\n                       legacy request_id=42 gave up\n" in out
+    status, out, err = told(capsys, "nobody-has-seen-this")
+    assert (status, err) == (NOT_FOUND, "")
+
+
+def test_a_file_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    No server is offered to somebody who named files, and an id that is no text is no traceback.
+    """
+    monkeypatch.setenv("OTEL_CORRELATION_STORES", "logs=/nowhere/*.json,tempo=http://:s3cret@127.0.0.1:1")
+    status, out, err = told(capsys, "\udcff-what-a-terminal-made-of-it")
+    assert (status, out, err.count("\n")) == (FAILED, "", 1)
+    assert "/nowhere/*.json: there is no such log file; http://127.0.0.1:1 is not reachable" in err
+    assert err.endswith("(set OTEL_CORRELATION_STORES)\n")

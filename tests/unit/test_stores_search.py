@@ -5,10 +5,10 @@ The stores over HTTP: the embedded one, Jaeger's answers, what is configured, an
 from __future__ import annotations
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+import socket
+from base64 import b64encode
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,10 +18,11 @@ from otel_correlation.semconv import CALLER_REQUEST_ID
 from otel_correlation.stores import Span, StoreError, Trace, cause, client, configured, find
 from otel_correlation.stores.embedded import EmbeddedStore
 from otel_correlation.stores.jaeger import JaegerStore
-from tests.local_payloads import REQUEST_ID, START_NS, TRACE_ID, checkout, log
+from tests.http_answers import Answer, http_server
+from tests.local_payloads import REQUEST_ID, START_NS, TRACE_ID, checkout, log, span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
 # What Jaeger 1.76 (2.13) answers for a failed SERVER span under a CLIENT span, shortened.
 JAEGER_TRACE: dict[str, Any] = {
@@ -73,37 +74,6 @@ JAEGER_TRACE: dict[str, Any] = {
     ],
     "processes": {"p1": {"serviceName": "inventory", "tags": []}, "p2": {"serviceName": "orders", "tags": []}},
 }
-Answer = tuple[int, bytes]
-
-
-@contextmanager
-def http_server(answer: Callable[[str], Answer]) -> Iterator[tuple[str, list[str]]]:
-    """
-    Run a small HTTP server; yield its URL and the paths that it was asked for.
-    """
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            status, body = answer(self.path)
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def jaeger(path: str) -> Answer:
@@ -183,7 +153,7 @@ def test_the_newest_trace_comes_first() -> None:
 
     class Fixed:
         name = "fixed"
-        is_whole = True
+        is_whole: ClassVar[bool] = True
 
         def find(self, _wanted: str, /) -> list[Trace]:
             return [Trace.of(str(at), (), (log(at, "s", "x"),)) for at in (1, 3, 2)]
@@ -289,3 +259,224 @@ def test_a_wrong_store_is_refused_by_name(item: str) -> None:
     with pytest.raises(StoreError, match="OTEL_CORRELATION_STORES") as caught:
         configured((item,))
     assert repr(item) in str(caught.value)
+
+
+class Stub:
+    """
+    A store that has what it was made of, and notes what it is asked for.
+    """
+
+    name = "stub"
+    is_whole: ClassVar[bool] = False
+
+    def __init__(self, found: Sequence[Trace], more: Sequence[Trace] = (), *, error: str = "") -> None:
+        self.found, self.more, self.error = list(found), list(more), error
+        self.known: list[Trace] = []
+
+    def find(self, _wanted: str, /) -> list[Trace]:
+        if self.error:
+            raise StoreError(self.error, self.found)
+        return self.found
+
+    def complete(self, known: Sequence[Trace], /) -> list[Trace]:
+        self.known = list(known)
+        if self.error:
+            raise StoreError(self.error, self.more)
+        return self.more
+
+
+class Whole(Stub):
+    is_whole: ClassVar[bool] = True
+
+
+def request(trace_id: str = TRACE_ID, request_id: str = REQUEST_ID) -> Trace:
+    made = span("a", "", "orders", "GET", "SERVER", (0, 10), trace_id=trace_id)
+    return Trace.of(trace_id, [replace(made, attributes={"request_id": request_id})], ())
+
+
+def lines(trace_id: str, *texts: str, at_ms: int = 1, **fields: str) -> Trace:
+    made = [replace(log(at_ms, "orders", text, trace_id=trace_id), attributes=fields) for text in texts]
+    return Trace.of(trace_id, (), made)
+
+
+def test_each_store_is_asked_for_what_the_others_found() -> None:
+    """
+    Tempo leads from a request id to a trace: Loki is asked for it and tells its lines, but no other trace of that id.
+    """
+    spans, logs = Whole([request()]), Stub([], [lines(TRACE_ID, "hello"), lines("f" * 32, "of another")])
+    (trace,), errors = find([spans, logs], "42")
+    assert ([line.body for line in trace.logs], len(trace.spans), errors) == (["hello"], 1, [])
+    assert [known.trace_id for known in logs.known] == [TRACE_ID]
+    assert spans.known == []
+    spans, logs = Whole([], [request()]), Stub([lines(TRACE_ID, "hello")])
+    (trace,), _ = find([spans, logs], "42")
+    assert (len(trace.spans), len(trace.logs)) == (1, 1)
+    assert [known.trace_id for known in spans.known] == [TRACE_ID]
+
+
+def test_one_round_is_enough_where_nothing_new_is_known() -> None:
+    """
+    A store of whole traces alone is asked once, and so is a store of lines that were found by all of their ids.
+    """
+    alone = Whole([request()])
+    find([alone], "42")
+    logs = Stub([lines(client.trace_id_of(REQUEST_ID) or "", "hello", request_id=REQUEST_ID)])
+    find([logs], REQUEST_ID)
+    assert (alone.known, logs.known) == ([], [])
+    # By the trace id, the request id is news, which a proxy's line may name alone.
+    logs = Stub([lines(TRACE_ID, "hello", request_id=REQUEST_ID)], [lines("", "proxy", request_id=REQUEST_ID)])
+    (trace,), _ = find([logs], TRACE_ID)
+    assert [line.body for line in trace.logs] == ["hello", "proxy"]
+
+
+def test_a_store_that_failed_is_asked_again_for_what_is_known() -> None:
+    """
+    A search over a week may be too much for it where a trace's own hour is not; the failure is told once.
+    """
+    logs = Stub([], [lines(TRACE_ID, "hello")], error="too slow")
+    (trace,), errors = find([Whole([request()]), logs], TRACE_ID)
+    assert ([line.body for line in trace.logs], [str(error) for error in errors]) == (["hello"], ["too slow"])
+
+
+def test_a_line_that_two_stores_have_is_told_once() -> None:
+    """
+    A file has milliseconds and OTLP a float's nanoseconds; a line that one store has twice was written twice.
+    """
+    exact = log(1, "orders", "retrying")
+    blurred = replace(exact, time_ns=exact.time_ns - 128, attributes={})
+    one, two = Trace(TRACE_ID, (), (exact, exact)), Trace(TRACE_ID, (), (blurred,))
+    for order in ([one, two], [two, one]):
+        (trace,), _ = find([Stub([part]) for part in order], TRACE_ID)
+        assert [line.body for line in trace.logs] == ["retrying", "retrying"]
+
+
+def test_half_of_a_trace_id_is_the_whole_that_ends_in_it() -> None:
+    """
+    Lines in Datadog's form have the lower half; two wholes that end alike, or none, leave it as it is.
+    """
+    half = "0" * 16 + TRACE_ID[16:]
+    (trace,), _ = find([Whole([request()]), Stub([lines(half, "hello")])], "42")
+    assert (trace.trace_id, [line.trace_id for line in trace.logs]) == (TRACE_ID, [TRACE_ID])
+    twin = "f" * 16 + TRACE_ID[16:]
+    found, _ = find([Whole([request(), request(twin)]), Stub([lines(half, "hello")])], "42")
+    assert {trace.trace_id for trace in found} == {TRACE_ID, twin, half}
+
+
+def test_a_line_without_a_trace_goes_where_its_request_is() -> None:
+    """
+    Of several traces with its request id the nearest in time; without any, the trace that the id leads to, or none.
+    """
+    later = Trace.of(
+        "f" * 32,
+        [
+            replace(part, start_ns=part.start_ns + 10**12, end_ns=part.end_ns + 10**12)
+            for part in request("f" * 32).spans
+        ],
+        (),
+    )
+    other = request("e" * 32, "somebody-else-entirely")
+    spans = Whole([request(), later, other])
+
+    def placed(line: Trace, wanted: str = REQUEST_ID) -> list[str]:
+        return [trace.trace_id for trace in find([spans, Stub([line])], wanted)[0] if trace.logs]
+
+    assert placed(lines("", "proxy", request_id=REQUEST_ID)) == [TRACE_ID]
+    assert placed(lines("", "proxy", request_id=REQUEST_ID, at_ms=10**6)) == ["f" * 32]
+    untimed = lines("", "proxy", request_id=REQUEST_ID)
+    untimed = Trace("", (), (replace(untimed.logs[0], time_ns=0),))
+    assert placed(untimed) == ["f" * 32]
+    assert placed(lines("", "proxy", request_id="nobody-has-seen-this")) == [client.trace_id_of("nobody-has-seen-this")]
+    (alone,), _ = find([Stub([lines("", "proxy", request_id="42")])], "42")
+    assert (alone.trace_id, len(alone.logs)) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "secret", "expected"),
+    [
+        ("123:glc_s%40cret%2C@", "glc_s@cret,", "Basic " + b64encode(b"123:glc_s@cret,").decode()),
+        (":tok%3Den-s3cret@", "tok=en-s3cret", "Bearer tok=en-s3cret"),
+        ("user@", "dXNlcjo=", "Basic dXNlcjo="),
+        ("", "nothing", None),
+    ],
+)
+def test_credentials_and_tenant_go_into_headers_only(userinfo: str, secret: str, expected: str | None) -> None:
+    """
+    Basic for a user, bearer for a password alone, the fragment as the tenant; no message or name shows a secret.
+    """
+    headers: list[dict[str, str]] = []
+    refusal = 403, f"refused {expected} and {secret}".encode()
+    with http_server(lambda _path: refusal, headers) as (url, asked):
+        there = url.replace("://", f"://{userinfo}")
+        stores = configured([f"{kind}={there}/base/#team%20a|b" for kind in ("loki", "tempo", "jaeger", "embedded")])
+        _, errors = find(stores, TRACE_ID)
+    assert len(headers) == len(errors) == 4
+    assert {sent.get("authorization") for sent in headers} == {expected}
+    assert {sent["x-scope-orgid"] for sent in headers} == {"team a|b"}
+    assert all(path.startswith("/base/") and "#" not in path for path in asked)
+    for text in [*(store.name for store in stores), *map(str, errors)]:
+        assert "@" not in text
+        assert "team" not in text
+        assert secret not in text or not userinfo
+
+
+@pytest.mark.parametrize("item", ["loki=http://:a%0Ab@h:1", "tempo=http://h:1#%0d%0aX: y", "jaeger=http://:%C3%BC@h"])
+def test_what_cannot_stand_in_a_header_is_refused(item: str) -> None:
+    """
+    A line feed in a password must not become a header of its own; the line does not show it either.
+    """
+    with pytest.raises(StoreError, match="cannot be sent") as caught:
+        configured((item,))
+    assert "@" not in str(caught.value)
+
+
+def test_a_wrong_store_does_not_show_its_password() -> None:
+    """
+    The line that refuses an item is printed, pasted and kept.
+    """
+    for item in ("tempoo=http://user:s3cret@h:1", "http://user:s3cret@h:99999", "user:s3cret@h"):
+        with pytest.raises(
+            StoreError, match=r"is no store; write .* embedded, jaeger, tempo, loki, or logs=FILES"
+        ) as caught:
+            configured((item,))
+        assert "s3cret" not in str(caught.value)
+        assert "user" not in str(caught.value)
+
+
+def test_a_store_that_hangs_is_told_from_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Silence has an end, and its own words.
+    """
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(StoreError, match="does not answer in time"):
+            client.Http(url, 0.05).get("/")
+
+
+def test_what_jaeger_found_before_a_failure_stays() -> None:
+    """
+    A search that fails does not hide the trace that its id named; a known trace is fetched by its id alone.
+    """
+
+    def limited(path: str) -> Answer:
+        return (500, b"busy") if path.startswith("/api/services") else jaeger(path)
+
+    with http_server(limited) as (url, asked):
+        (trace,), errors = find([JaegerStore(url)], TRACE_ID)
+        assert (len(trace.spans), len(errors)) == (2, 1)
+        assert [one.trace_id for one in JaegerStore(url).complete([Trace(TRACE_ID)])] == [TRACE_ID]
+    assert asked[-1] == f"/api/traces/{TRACE_ID}"
+    with (
+        http_server(lambda _path: (200, b'{"data": [1]}')) as (url, _),
+        pytest.raises(StoreError, match="did not answer as Jaeger does"),
+    ):
+        JaegerStore(url).complete([Trace(TRACE_ID)])
+
+
+def test_the_embedded_store_is_asked_for_known_traces() -> None:
+    """
+    What Jaeger leads to may have its lines in the embedded store.
+    """
+    with LocalServer(port=0) as local:
+        local.store.add(checkout().spans, ()).result()
+        assert EmbeddedStore(local.url).complete([Trace(TRACE_ID)]) == [replace(checkout(), logs=())]
