@@ -170,6 +170,16 @@ class Measurements:
             line(by_size, max(size, by_size[0][0])), by_size[0][0] <= size <= by_size[-1][0] or len(points) == 1
         )
 
+    def kept_traces_s(self) -> float:
+        """
+        Return the most traces that one process was seen to keep in a second.
+
+        Each is one transaction of the queue on disk, in the same way in all tiers that decide, so the best rate is the
+        nearest to what the disk can do; at a ratio of 1 every trace is kept.
+        """
+        rates = [sample["per_s"] for sample in self.samples if sample.get("ratio") == 1.0]
+        return max(rates) / float(self.content["spans_per_trace"])
+
     def figure(self, name: str, size: float) -> float:
         """
         Return a figure that was measured at several sizes, for this one.
@@ -349,10 +359,7 @@ def tail_tier(tier: str, target: Target, measured: Measurements, spare: int = 1)
         used += target.records_s * measured.sample(tier, "cpu_us", target.log_bytes, signal="logs").value / 1e6
     most = MAX_GATEWAY_CORES if tier == "gateway" else target.cores
     by_cpu = math.ceil(used / (target.load * most) - 1e-9)
-    # At a ratio of 1 every trace is kept; measured traces have `per_trace` spans.
-    per_trace = int(measured.content["spans_per_trace"])
-    commits = measured.sample(tier, "per_s", target.bytes, 1.0).value / per_trace
-    by_queue = math.ceil(target.requests * target.kept / (target.load * commits) - 1e-9)
+    by_queue = math.ceil(target.requests * target.kept / (target.load * measured.kept_traces_s()) - 1e-9)
     needed = max(1, by_cpu, by_queue)
     processes = needed + spare
     share = target.spans_s / needed  # What is left to each when the spare one is gone.
@@ -476,9 +483,9 @@ def store_rows(target: Target, measured: Measurements) -> list[Row]:
 
 
 def wire_notes(target: Target, measured: Measurements) -> list[str]:
-    wire = target.spans_s * measured.sample("agent", "wire_bytes", target.bytes).value
+    wire = amount(target.spans_s * measured.sample("agent", "wire_bytes", target.bytes).value)
     return [
-        f"the network between two tiers carries {amount(wire)}/s, before compression {amount(target.spans_s * target.bytes)}/s"
+        f"between two tiers the network carries {wire}/s, compressed ({amount(target.spans_s * target.bytes)}/s before)"
     ]
 
 
@@ -508,10 +515,11 @@ def printed(made: Plan) -> str:
     Return the plan as text.
     """
     target = made.target
-    total, kept = target.spans_s, target.spans_s * target.kept
+    total, size, kept = target.spans_s, target.spans_s * target.bytes, target.spans_s * target.kept
+    asked = f"{count(target.requests)} requests/s x {target.spans:g} spans of {target.bytes:g} B"
     lines = [
-        f"{count(target.requests)} requests/s x {target.spans:g} spans of {target.bytes:g} B: {count(total)} spans/s",
-        f"{amount(total * target.bytes)}/s; kept {target.kept:.1%}: {count(kept)} spans/s; {count(target.records_s)} log records/s",
+        f"{asked}: {count(total)} spans/s, {amount(size)}/s",
+        f"kept {target.kept:.1%}: {count(kept)} spans/s; {count(target.records_s)} log records/s",
         f"to be survived: {target.outage_s / 60:g} min; load {target.load:.0%}; {target.cores} cores a process",
         "",
         f"shape: {SHAPES[made.shape]} ({made.why})",
@@ -584,7 +592,8 @@ def measurements(measured: Measurements) -> str:
         item = f"{'span' if sample['signal'] == 'spans' else 'log record'}, {sample['bytes']} B"
         ratio = f", ratio {sample['ratio']:g}" if "ratio" in sample else ""
         low, high = sample["cpu_us_range"]
-        moved = f"{sample['wire_bytes']} sent" if "wire_bytes" in sample else f"{sample['disk_bytes']} stored"
+        moved = f"{sample['wire_bytes']} sent" if "wire_bytes" in sample else ""
+        moved = f"{sample['disk_bytes']} stored" if "disk_bytes" in sample else moved
         lines.append(
             f"| {sample['tier']}{ratio} | {item} | {sample['cpu_us']:.0f} | {low:.0f} - {high:.0f} |"
             f" {count(sample['per_s'])}/s at {sample['busy']:.0%} | {sample['peak_mib']} | {moved} |"
@@ -693,13 +702,13 @@ def answer(arguments: Sequence[str]) -> str:
         Refused: They, or the measurements, are no basis for a plan.
     """
     options = parser().parse_args(arguments)
+    if options.show == "plan" and options.requests is None:
+        raise Refused("--requests is missing: how many requests per second enter the fleet at its peak?")
     measured = Measurements.read(options.measured)
     if options.show == "measurements":
         return measurements(measured)
     if options.show == "published":
         return published(measured)
-    if options.show == "plan" and options.requests is None:
-        raise Refused("--requests is missing: how many requests per second enter the fleet at its peak?")
     target = Target(
         requests=options.requests or 1,
         spans=options.spans_per_request,

@@ -1,0 +1,43 @@
+"""
+The measurement of the tiers runs end to end on the real collector; no figure of it is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.capacity import Measurements, Refused
+from tests.stack.harness import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_tiers_are_measured_end_to_end(tmp_path: Path) -> None:
+    """
+    ``tiers.py --quick`` sends through the shipped agent and router, and writes what capacity.py reads.
+
+    That one says in one line which tiers are missing.
+    """
+    out = tmp_path / "tiers.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "tiers.py"), "--quick", "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    content = json.loads(out.read_text())
+    assert content["left_out"] == {}
+    assert {(entry["tier"], entry["signal"], entry["bytes"]) for entry in content["samples"]} == {
+        *((tier, "spans", size) for tier in ("agent", "router") for size in (500, 1500)),
+        *((tier, "logs", 300) for tier in ("agent", "router")),
+    }
+    for entry in content["samples"]:
+        assert all(entry[name] > 0 for name in ("cpu_us", "per_s", "items", "wire_bytes", "idle_mib", "peak_mib")), (
+            entry
+        )
+        assert entry["wire_bytes"] < entry["bytes"], "sent on without compression"
+    with pytest.raises(Refused, match="no figures of gateway, sampler"):
+        Measurements.read(out)
