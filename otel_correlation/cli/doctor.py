@@ -272,7 +272,7 @@ def _without_userinfo(url: str) -> str:
         return "***"
     if "@" not in parts.netloc:
         # user:password@host without a scheme is no URL, and a secret all the same.
-        return f"***@{url.rpartition('@')[2]}" if re.match(r"[^/@\s=]*:[^/@\s]*@", rest) else url
+        return f"***@{url.rpartition('@')[2]}" if re.match(r"\s*[^/@\s=]*:[^/@\s]*@", rest) else url
     return kind + equals + urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
