@@ -102,7 +102,7 @@ class _State:
         self.provider: TracerProvider | None = None
         self.foreign: TracerProvider | None = None
         self.batchers: tuple[Any, ...] = ()
-        # Of metrics, where it is ours.
+        # Of metrics, whoever made it.
         self.meters: MeterProvider | None = None
         # The global propagator, where it is ours.
         self.textmap: TextMapPropagator | None = None
@@ -500,10 +500,8 @@ def _span_limits(problems: list[str]) -> SpanLimits:
 def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) -> None:
     if not settings.metrics_exporters:
         return
-    existing = metrics_internal._METER_PROVIDER
-    if existing is not None:
+    if metrics_internal._METER_PROVIDER is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
-        _state.meters = existing if isinstance(existing, MeterProvider) else None
         return
     if settings.metrics_protocol == "http/protobuf":
         os.environ.setdefault("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", settings.metrics_protocol)
@@ -518,7 +516,6 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
         return
     provider = metrics_api.get_meter_provider()
     if isinstance(provider, MeterProvider):
-        _state.meters = provider
         # Its own end may last 30 seconds, and never comes under uvicorn; ours does, and has a budget.
         atexit.unregister(provider.shutdown)
 
@@ -530,6 +527,8 @@ def _offer_metrics(settings: Settings) -> None:
     provider = metrics_internal._METER_PROVIDER
     if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
         return
+    if isinstance(provider, MeterProvider):
+        _state.meters = provider
     with guard.never_raise("metrics"):
         export.observe(provider, _state.batchers)
         thread_pool.observe(provider)

@@ -201,6 +201,31 @@ print(sorted(metric.name for scope in scopes for metric in scope.metrics))
         assert "Overriding" not in ended.stderr
 
 
+def test_an_applications_own_metrics_survive_the_signal(tmp_path: Path) -> None:
+    """
+    What a provider of the application's own measured last is sent at SIGTERM, too, as its spans are.
+    """
+    own = """
+from opentelemetry import metrics
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(), 3_600_000)]))
+import otel_correlation
+
+otel_correlation.bootstrap()
+"""
+    (tmp_path / "main.py").write_text(own + APP)
+    with OtlpSink() as sink:
+        environment = clean_environment(OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+        with Service(UVICORN[1:], tmp_path, environment, ready="/openapi.json") as service:
+            assert httpx.get(f"{service.url}/hello").status_code == 200
+            assert not sink.metrics
+            assert service.stop() == -signal.SIGTERM
+        assert statuses(sink)["/hello", 200] == 1, service.output()
+
+
 def test_without_metrics_nothing_measures(tmp_path: Path) -> None:
     """
     A service that asks for no metrics has no provider, no reader's thread and no pool that is watched, and sends none.
