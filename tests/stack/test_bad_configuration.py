@@ -36,6 +36,7 @@ WRONG = [
     pytest.param("agent", {"NEXT_OTLP_ENDPOINT": "gateway"}, "address gateway: missing port", id="next-without-port"),
     pytest.param("agent", {"COLLECTOR_QUEUE_ITEMS": "many"}, "queue_size.*got unconvertible", id="items-no-number"),
     pytest.param("agent", {"COLLECTOR_QUEUE_ITEMS": "0"}, "`queue_size` must be positive", id="no-queue"),
+    pytest.param("agent", {"COLLECTOR_QUEUE_ITEMS": "500"}, "next::sending_queue: `min_size` must be less", id="tiny"),
     pytest.param("agent", {"COLLECTOR_MEMORY_MIB": "400MiB"}, "limit_mib.*got unconvertible", id="memory-with-unit"),
     pytest.param(
         "agent", {"COLLECTOR_METRICS_PORT": "http"}, "prometheus.port.*got unconvertible", id="port-no-number"

@@ -1,5 +1,5 @@
 """
-Agent, gateway, router and sampler keep secrets: nothing planted arrives or lies on disk, and with TLS nobody else gets in or reads.
+Agent, gateway, router and sampler keep secrets: nothing planted arrives or lies on disk, and with TLS nobody gets in or reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 import socketserver
 import ssl
 import subprocess
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -638,6 +639,31 @@ def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identit
         assert call(g, traces(), credentials=bare, metadata=metadata) is OK
 
 
+def test_our_own_exporter_comes_in_by_the_token(machine: Machine, identities: dict[str, Identity]) -> None:
+    """
+    A service outside needs three standard variables, over HTTP and over gRPC: endpoint, certificate, headers with the token.
+    """
+    ours = identities["ours"]
+    ports = {"grpc": f"127.0.0.1:{machine.port()}", "http/protobuf": f"127.0.0.1:{machine.port()}"}
+    outside = {
+        "COLLECTOR_OUTSIDE_GRPC_ENDPOINT": ports["grpc"],
+        "COLLECTOR_OUTSIDE_HTTP_ENDPOINT": ports["http/protobuf"],
+    }
+    with Store(machine.port()) as store:
+        door = gateway(machine, store, "tls-outside", **ours.environment(), **outside)
+        door.start(COLLECTOR_TOKEN="open-sesame")
+        program = "import sys, otel_correlation as o; o.bootstrap()\nwith o.work(sys.argv[1]): pass"
+        for protocol, endpoint in ports.items():
+            environment = {
+                "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://{endpoint}",
+                "OTEL_EXPORTER_OTLP_CERTIFICATE": str(ours.authority),
+                "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20open-sesame",
+            }
+            machine.start("service", [sys.executable, "-c", program, protocol], environment)
+        eventually("both spans", lambda: {span.name for span in store.spans()} == set(ports))
+
+
 def test_the_wire_between_the_tiers_cannot_be_read(machine: Machine, identities: dict[str, Identity]) -> None:
     """
     With the overlays spans go from agent to router to sampler, and a listener reads nothing; without them it reads them all.
@@ -689,3 +715,23 @@ def test_a_wrong_certificate_delays_and_loses_nothing(machine: Machine, identiti
         agent.running().stop()
         agent.start(**identities["ours"].environment())
         eventually("the span", lambda: [span.name for span in store.spans()] == ["patient"])
+
+
+def test_a_stopped_gateway_decides_and_a_killed_one_forgets_its_window(machine: Machine) -> None:
+    """
+    SIGTERM decides about every open trace at once; kill -9 loses those that are open, and none that is decided.
+    """
+    with Store(machine.port()) as store:
+        door = gateway(machine, store, SAMPLER_DECISION_WAIT="1h")
+        door.start()
+        assert post(door.http, traces("stopped")) == 200
+        assert door.running().stop() == 0
+        door.start()
+        eventually("the span", lambda: [span.name for span in store.spans()] == ["stopped"])
+        assert post(door.http, traces("killed")) == 200
+        door.kill()
+        door.start()
+        assert post(door.http, traces("later")) == 200
+        assert door.running().stop() == 0
+        door.start()
+        eventually("the last one", lambda: [span.name for span in store.spans()] == ["stopped", "later"])
