@@ -129,11 +129,8 @@ def components(name: str) -> Iterator[tuple[str, Any]]:
             yield f"{section}::{component}", settings
 
 
-# Behind tail sampling nobody can be refused any more, so queues wait there; and the Kafka collector is four versions older.
-DIFFERENT = {
-    ("exporters::otlp_grpc/jaeger", "local"),
-    ("processors::tail_sampling", "kafka-sampler"),
-}
+# Behind tail sampling nobody can be refused any more, so queues wait there.
+DIFFERENT = {("exporters::otlp_grpc/jaeger", "local")}
 
 
 def test_the_same_name_means_the_same_in_every_file() -> None:
