@@ -218,7 +218,7 @@ class Load:
 
     def send(self, seconds: float, batches: int | None = None) -> Sent:
         """
-        Send for so long, or so many batches if that is sooner, and wait for every answer; at least one on each connection.
+        Send for so long, at least one batch on each connection, or so many if that is sooner; wait for every answer.
         """
         started = time.monotonic()
         lock = threading.Lock()

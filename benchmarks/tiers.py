@@ -65,6 +65,7 @@ class Bench:
     host: Machine
     seconds: float
     slices: int
+    quick: bool = False
     acceptor: str = ""
     count: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -83,13 +84,20 @@ class Bench:
             self.templates[key] = [make(size, per_batch, seed) for seed in range(8)]
         return self.templates[key]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """
+        Return the sizes of spans that are run.
+        """
+        return SIZES[:1] if self.quick else SIZES
+
     def load(self, address: str, signal: str, protocol: str, size: int) -> Load:
         """
         Return load for one address: as our SDK sends (``http``), or as a collector sends to the next.
         """
         host, slash, prefix = address.partition("/")
         batches = self.batches(signal, size, SDK_BATCH if protocol == "http" else TIER_BATCH)
-        return otlp_load.Load(host, signal, protocol, batches, CONNECTIONS, slash + prefix)
+        return otlp_load.Load(host, signal, protocol, batches, 1 if self.quick else CONNECTIONS, slash + prefix)
 
     def received(self) -> int:
         """
@@ -302,7 +310,7 @@ def agent(bench: Bench) -> None:
     """
     The agent, as our SDK sends to it: OTLP over HTTP, 512 spans at once, not compressed.
     """
-    for signal, size in (("spans", SIZES[0]), ("spans", SIZES[1]), ("logs", RECORD)):
+    for signal, size in (*(("spans", size) for size in bench.sizes), ("logs", RECORD)):
         with bench.collector("agent") as tier:
             measure(bench, tier, bench.load(tier.address("http"), signal, "http", size), signal, size)
 
@@ -311,7 +319,7 @@ def queue(bench: Bench) -> None:
     """
     The disk that a span takes in an agent's queue while the next tier is away, and the memory of that agent.
     """
-    for size in SIZES:
+    for size in bench.sizes:
         with bench.collector("agent", NEXT_OTLP_ENDPOINT=f"127.0.0.1:{bench.host.port()}") as tier:
             sent = bench.load(tier.address("http"), "spans", "http", size).send(bench.seconds * 3, batches=128)
             bench.figure(f"queue_span_bytes_{size}", tier.disk() / sent.items)
@@ -331,7 +339,7 @@ def router(bench: Bench) -> None:
     The router in front of two samplers, as agents send to it.
     """
     port = bench.acceptor.partition(":")[2]
-    for size in SIZES:
+    for size in bench.sizes:
         with bench.collector("router", ROUTER_SAMPLERS=f"[127.0.0.1:{port}, localhost:{port}]") as tier:
             measure(bench, tier, bench.load(tier.address("grpc"), "spans", "grpc", size), "spans", size)
     logs(bench, "router")
@@ -342,7 +350,7 @@ def sampler(bench: Bench) -> None:
     The sampler, and what an open span takes of its memory.
     """
     sampling(bench, "sampler")
-    for size in SIZES:
+    for size in bench.sizes:
         with bench.collector("sampler", 0.1, SAMPLER_DECISION_WAIT="600s", COLLECTOR_MEMORY_MIB="4000") as tier:
             idle = tier.mib("VmHWM")
             sent = bench.load(tier.address("grpc"), "spans", "grpc", size).send(bench.seconds * 3, batches=96)
@@ -350,7 +358,7 @@ def sampler(bench: Bench) -> None:
 
 
 def sampling(bench: Bench, name: str) -> None:
-    for size in SIZES:
+    for size in bench.sizes:
         for ratio in RATIOS:
             with bench.collector(name, ratio) as tier:
                 load = bench.load(tier.address("grpc"), "spans", "grpc", size)
@@ -369,7 +377,7 @@ def kafka(bench: Bench) -> None:
     bench.versions["kafka"] = kafka_files.VERSION
     with bench.engine("kafka", engines.Kafka(bench.host), core=1) as broker:
         assert isinstance(broker.engine, engines.Kafka)
-        for size in SIZES:
+        for size in bench.sizes:
             environment = {"KAFKA_BROKERS": broker.engine.brokers, "KAFKA_TOPIC": f"spans-{size}"}
             broker.engine.create_topic(environment["KAFKA_TOPIC"], 4)
             before = broker.disk()
@@ -416,7 +424,7 @@ def jaeger(bench: Bench) -> None:
     Jaeger, on disk as it is shipped for more than a laptop: what taking a span costs it.
     """
     bench.versions["jaeger"] = build.JAEGER.version
-    for size in SIZES:
+    for size in bench.sizes:
         store = engines.Jaeger(bench.host, f"jaeger-{size}")
         with bench.engine("jaeger", store) as process:
             measure(bench, process, bench.load(store.otlp, "spans", "grpc", size), "spans", size, store=process)
@@ -429,7 +437,7 @@ def tempo(bench: Bench) -> None:
     if not os.environ.get("TEMPO_BIN"):
         raise Unusable("TEMPO_BIN names no Tempo")
     bench.versions["tempo"] = "of TEMPO_BIN"
-    for size in SIZES:
+    for size in bench.sizes:
         store = engines.Tempo(bench.host, f"tempo-{size}")
         with bench.engine("tempo", store) as process:
             # Its blocks are written minutes later, so its disk says nothing yet.
@@ -477,7 +485,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="tiers-"))
-    bench = Bench(Machine(directory), options.seconds, options.slices)
+    bench = Bench(Machine(directory), options.seconds, options.slices, options.quick)
     os.sched_setaffinity(0, CORES[1])
     acceptor = subprocess.Popen([sys.executable, HERE / "otlp_acceptor.py"], stdout=subprocess.PIPE)
     try:
