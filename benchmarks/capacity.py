@@ -354,9 +354,10 @@ def tail_tier(tier: str, target: Target, measured: Measurements, spare: int = 1)
     Return the tier that decides about traces: bound by CPU, or by the queue, which takes kept traces one by one.
     """
     cost = measured.sample(tier, "cpu_us", target.bytes, target.kept)
-    used = target.spans_s * cost.value / 1e6
-    if tier == "gateway":
-        used += target.records_s * measured.sample(tier, "cpu_us", target.log_bytes, signal="logs").value / 1e6
+    used, records = target.spans_s * cost.value / 1e6, 0.0
+    if tier == "gateway":  # In the other shapes log records part from the spans at the router.
+        records = target.records_s
+        used += records * measured.sample(tier, "cpu_us", target.log_bytes, signal="logs").value / 1e6
     most = MAX_GATEWAY_CORES if tier == "gateway" else target.cores
     by_cpu = math.ceil(used / (target.load * most) - 1e-9)
     by_queue = math.ceil(target.requests * target.kept / (target.load * measured.kept_traces_s()) - 1e-9)
@@ -365,8 +366,9 @@ def tail_tier(tier: str, target: Target, measured: Measurements, spare: int = 1)
     share = target.spans_s / needed  # What is left to each when the spare one is gone.
     open_bytes = share * target.wait_s * measured.figure("open_span_bytes", target.bytes)
     limit, container = limits(working(tier, target, measured, used / needed), open_bytes / 2**20 + BACKGROUND_MIB)
-    items = math.ceil(share * target.kept * target.outage_s / 1000) * 1000
-    disk = items * measured.figure("queue_span_bytes", target.bytes) * SPARE_SPACE
+    items = math.ceil(max(share * target.kept, records) * target.outage_s / 1000) * 1000
+    stored = share * target.kept * measured.figure("queue_span_bytes", target.bytes)
+    disk = (stored + records * log_bytes(target, measured)) * target.outage_s * SPARE_SPACE
     settings = {
         "COLLECTOR_MEMORY_MIB": str(limit),
         "SAMPLER_RATIO": f"{target.ratio:g}",

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -138,8 +139,13 @@ class Bench:
         """
         Run one engine on one core, and end it.
         """
-        with pinned(core):
-            engine.start(**ONE_CORE)
+        try:
+            with pinned(core):
+                engine.start(**ONE_CORE)
+        except AssertionError as error:  # What eventually() raises; the program's own last words say why.
+            words = engine.running().log.read_text(errors="replace").strip().splitlines()
+            engine.kill()
+            raise Unusable(f"{error}: {words[-1] if words else 'it said nothing'}") from None
         try:
             yield Measured(name, engine)
         finally:
@@ -310,9 +316,9 @@ def agent(bench: Bench) -> None:
     """
     The agent, as our SDK sends to it: OTLP over HTTP, 512 spans at once, not compressed.
     """
-    for signal, size in (*(("spans", size) for size in bench.sizes), ("logs", RECORD)):
+    for kind, size in (*(("spans", size) for size in bench.sizes), ("logs", RECORD)):
         with bench.collector("agent") as tier:
-            measure(bench, tier, bench.load(tier.address("http"), signal, "http", size), signal, size)
+            measure(bench, tier, bench.load(tier.address("http"), kind, "http", size), kind, size)
 
 
 def queue(bench: Bench) -> None:
@@ -487,6 +493,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     directory = Path(tempfile.mkdtemp(prefix="tiers-"))
     bench = Bench(Machine(directory), options.seconds, options.slices, options.quick)
     os.sched_setaffinity(0, CORES[1])
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM")
+    )  # The processes below must not be left behind.
     acceptor = subprocess.Popen([sys.executable, HERE / "otlp_acceptor.py"], stdout=subprocess.PIPE)
     try:
         assert acceptor.stdout is not None
@@ -539,13 +548,13 @@ def main() -> int:
         say(f"{len(result['samples'])} figures in {result['seconds']} s, written nowhere")
         return 0
     if set(options.only) != set(RUNS) and target.exists():
-        result = merged(json.loads(target.read_text()), result)
+        result = merged(json.loads(target.read_text()), result, options.only)
     target.write_text(json.dumps(result, indent=1) + "\n")
     say(f"{len(result['samples'])} samples in {target}; left out: {', '.join(result['left_out']) or 'nothing'}")
     return 0
 
 
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def merged(old: dict[str, Any], new: dict[str, Any], ran: list[str]) -> dict[str, Any]:
     """
     Return the new figures, and the old ones of what was not measured now.
     """
@@ -553,8 +562,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         raise SystemExit(f"tiers: the other figures are of another machine ({old['machine']}); run it without --only")
     measured = {(sample["tier"], sample["signal"]) for sample in new["samples"]}
     kept = [sample for sample in old["samples"] if (sample["tier"], sample["signal"]) not in measured]
-    again = {tier for tier, _ in measured}
-    left_out = {name: why for name, why in old["left_out"].items() if name not in again} | new["left_out"]
+    left_out = {name: why for name, why in old["left_out"].items() if name not in ran} | new["left_out"]
     return new | {
         "versions": old["versions"] | new["versions"],
         "samples": kept + new["samples"],

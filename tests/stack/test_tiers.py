@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks import tiers
 from benchmarks.capacity import Measurements, Refused
 from tests.stack.harness import ROOT
 
@@ -41,3 +42,28 @@ def test_the_tiers_are_measured_end_to_end(tmp_path: Path) -> None:
         assert entry["wire_bytes"] < entry["bytes"], "sent on without compression"
     with pytest.raises(Refused, match="no figures of gateway, sampler"):
         Measurements.read(out)
+
+
+def test_a_part_that_is_measured_again_keeps_the_rest() -> None:
+    """
+    Figures of what was not run stay, those of the same machine only; what is measured now is no longer left out.
+    """
+    then = {"tier": "agent", "signal": "spans", "cpu_us": 1}, {"tier": "loki", "signal": "logs", "cpu_us": 2}
+    old = {
+        "machine": "here",
+        "samples": [*then],
+        "figures": {"a": 1},
+        "versions": {"x": "1"},
+        "left_out": {"loki": "why"},
+    }
+    now = {"tier": "loki", "signal": "logs", "cpu_us": 3}
+    new = {"machine": "here", "samples": [now], "figures": {"b": 2}, "versions": {"y": "2"}, "left_out": {}}
+    assert tiers.merged(old, new, ["loki"]) == {
+        "machine": "here",
+        "samples": [then[0], now],
+        "figures": {"a": 1, "b": 2},
+        "versions": {"x": "1", "y": "2"},
+        "left_out": {},
+    }
+    with pytest.raises(SystemExit, match="another machine"):
+        tiers.merged(old, new | {"machine": "there"}, ["loki"])

@@ -137,6 +137,24 @@ def test_queues_hold_the_outage() -> None:
     assert int(gateway.settings["COLLECTOR_QUEUE_ITEMS"]) == pytest.approx(1000 * 600, abs=1000)
 
 
+def test_queues_hold_the_log_records_of_the_outage() -> None:
+    """
+    Log records have a queue of their own of the same length, at the agent, the gateway and the router; a sampler sees none.
+    """
+    for shape, tier, records in (
+        ("gateway", "agent", 1250),
+        ("gateway", "gateway", 12_500),
+        ("routers", "router", 12_500),
+    ):
+        row = plan(replace(PLAIN, logs=10, shape=shape), ROUND).row(tier)
+        plain = plan(replace(PLAIN, shape=shape), ROUND).row(tier)
+        assert int(row.settings["COLLECTOR_QUEUE_ITEMS"]) * row.needed >= records * 600, tier
+        assert (row.disk - plain.disk) * (row.needed if tier == "router" else 1) >= 0.9 * records * 600 * 300, tier
+        assert row.cores > plain.cores
+    logs, plain = (plan(replace(PLAIN, logs=count, shape="routers"), ROUND).row("sampler") for count in (10, 0))
+    assert logs == plain
+
+
 def test_kafka_holds_the_outage_three_times_over() -> None:
     """
     Two partitions for each sampler, three copies, 60 % full, and the outage as retention.
