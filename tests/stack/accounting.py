@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import httpx
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -35,10 +35,12 @@ from tests.stack.engines import Engine, Jaeger, Kafka, Loki, Tier
 from tests.stack.harness import Machine, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 SPANS: Final = 4  # Of each trace; half of them come a tick after the others, from another service.
 TICK_S: Final = 0.05
+Shape = Literal["gateway", "direct", "kafka"]
+SHAPES: Final[tuple[Shape, ...]] = ("gateway", "direct", "kafka")
 TOPIC: Final = "otlp_spans"
 PARTITIONS: Final = 4
 ON_MEMORY: Final = "otelcol_processor_tail_sampling_sampling_traces_on_memory"
@@ -159,9 +161,7 @@ class Load:
                     members = [(trace_id, secrets.token_bytes(8), fails) for _ in range(SPANS)]
                     spans += members[: SPANS // 2]
                     late += members[SPANS // 2 :]
-                    if (
-                        number % 3 == 0
-                    ):  # So that an hour's worth is one answer of Loki's, which has 5,000 lines at most.
+                    if number % 3 == 0:  # So that one answer of Loki's, of at most 5,000 lines, has them all.
                         lines.append((f"{self.service} record {number}", trace_id))
                 self._offer(client, "/v1/traces", self._trace_request(spans).SerializeToString())
                 now = time.time()
@@ -174,7 +174,8 @@ class Load:
                 self.lines.update(line for line, _ in lines)
 
     def _offer(self, client: httpx.Client, path: str, body: bytes) -> None:
-        while True:
+        began = time.monotonic()
+        while time.monotonic() - began < GIVE_UP_S:
             try:
                 answer = client.post(path, content=body, headers={"content-type": "application/x-protobuf"})
             except httpx.TransportError:
@@ -188,6 +189,7 @@ class Load:
                 )  # What OTLP lets one try again.
                 self.refused += 1
             time.sleep(TICK_S)  # The pace of trying again, nothing is waited for.
+        raise AssertionError(f"the agent took nothing for {GIVE_UP_S:g} s")
 
     def _trace_request(self, spans: list[tuple[bytes, bytes, bool]]) -> ExportTraceServiceRequest:
         request = ExportTraceServiceRequest()
@@ -225,13 +227,13 @@ def keeps(trace_id: bytes, ratio: float) -> bool:
 @dataclass(slots=True)
 class Stack:
     """
-    agent -> router -> two samplers -> (door) Jaeger, and the logs from the router to Loki; all from the shipped files.
+    The shipped files, from an agent to Jaeger (behind the door) and Loki.
 
-    With ``through_kafka`` the spans go router -> Kafka -> samplers.
+    ``gateway``: agent -> gateway. ``direct``: agent -> router -> two samplers. ``kafka``: agent -> router -> Kafka -> two samplers.
     """
 
     machine: Machine
-    through_kafka: bool
+    shape: Shape
     decision_wait_s: int = 2
     traces_per_s: float = 60
     ratio: float = 1.0
@@ -242,8 +244,8 @@ class Stack:
     kafka: Kafka = field(init=False)
     door: Door = field(init=False)
     agent: Tier = field(init=False)
-    router: Tier = field(init=False)
-    samplers: list[Tier] = field(init=False)
+    router: Tier = field(init=False)  # Or the gateway.
+    samplers: list[Tier] = field(init=False)  # Or, again, the gateway.
 
     def __post_init__(self) -> None:
         """
@@ -251,45 +253,45 @@ class Stack:
         """
         self.jaeger, self.loki, self.kafka = Jaeger(self.machine), Loki(self.machine), Kafka(self.machine)
         self.door = Door(f"127.0.0.1:{self.machine.port()}", self.jaeger.otlp)
-        prefix = "kafka-" if self.through_kafka else ""
         kafka = {"KAFKA_BROKERS": self.kafka.brokers, "KAFKA_TOPIC": TOPIC}
-        self.samplers = [
-            Tier(
-                self.machine,
-                f"{prefix}sampler",
-                kafka
-                | {
-                    "JAEGER_OTLP_ENDPOINT": self.door.endpoint,
-                    "SAMPLER_DECISION_WAIT": f"{self.decision_wait_s}s",
-                    "SAMPLER_RATIO": str(self.ratio),
-                    "KAFKA_INSTANCE": f"sampler-{number}",
-                },
-                name=f"sampler-{number}",
-            )
-            for number in range(2)
-        ]
-        samplers = f"[{','.join(sampler.grpc for sampler in self.samplers)}]"
-        self.router = Tier(
-            self.machine,
-            f"{prefix}router",
-            kafka | {"ROUTER_SAMPLERS": samplers, "LOGS_OTLP_ENDPOINT": self.loki.otlp},
-            name="router",
-        )
+        routes = {"LOGS_OTLP_ENDPOINT": self.loki.otlp}
+        decides = {
+            "JAEGER_OTLP_ENDPOINT": self.door.endpoint,
+            "SAMPLER_DECISION_WAIT": f"{self.decision_wait_s}s",
+            "SAMPLER_RATIO": str(self.ratio),
+        }
+        if self.shape == "gateway":
+            self.router = Tier(self.machine, "gateway", routes | decides)
+            self.samplers = [self.router]
+        else:
+            prefix = "kafka-" if self.shape == "kafka" else ""
+            names = [f"sampler-{number}" for number in range(2)]
+            self.samplers = [
+                Tier(self.machine, f"{prefix}sampler", kafka | decides | {"KAFKA_INSTANCE": name}, name=name)
+                for name in names
+            ]
+            routes |= {"ROUTER_SAMPLERS": f"[{','.join(sampler.grpc for sampler in self.samplers)}]"}
+            self.router = Tier(self.machine, f"{prefix}router", kafka | routes, name="router")
         self.agent = Tier(self.machine, "agent", {"NEXT_OTLP_ENDPOINT": self.router.grpc})
 
+    @property
+    def collectors(self) -> list[Tier]:
+        """
+        Return every collector once, those that receive before those that send.
+        """
+        return [*(sampler for sampler in self.samplers if sampler is not self.router), self.router, self.agent]
+
     @contextmanager
-    def running(self) -> Iterator[Self]:
+    def running(self) -> Generator[Self]:
         """
         Start all of it, the stores first; whoever made the machine cleans up.
         """
-        began = time.monotonic()
         with self.door:
-            if self.through_kafka:
+            if self.shape == "kafka":
                 self.kafka.start()
                 self.kafka.create_topic(TOPIC, PARTITIONS)
-            for engine in (self.jaeger, self.loki, *self.samplers, self.router, self.agent):
+            for engine in (self.jaeger, self.loki, *self.collectors):
                 engine.start()
-                print(f"{time.monotonic() - began:6.1f} s  {engine.name} is up", file=sys.stderr, flush=True)
             yield self
 
     # -- one line of the table
@@ -345,7 +347,7 @@ class Stack:
         Return when the store has everything, or when nothing moves any more though nobody holds anything.
         """
         # Whether a sampler holds traces it says at each tick of 1 s; what waits in Kafka for a reader says nothing.
-        idle_s = 30.0 if self.through_kafka else 3.0
+        idle_s = 30.0 if self.shape == "kafka" else 3.0
         missing, moved, busy = -1, 0.0, 0.0
         while load.kept - self.door.first.keys():
             now, left = time.monotonic(), len(load.kept - self.door.first.keys())
@@ -362,9 +364,8 @@ class Stack:
         """
         Return how many items are in queues on disk, and how many undecided traces in the samplers' memory.
         """
-        samplers = [sampler for sampler in self.samplers if sampler.running().popen.poll() is None]
-        undecided = (sampler.metrics().total(ON_MEMORY) for sampler in samplers)
-        return sum(tier.queued() for tier in (self.agent, self.router, *samplers)) + sum(undecided)
+        pages = [tier.metrics() for tier in self.collectors if tier.running().popen.poll() is None]
+        return sum(page.total("otelcol_exporter_queue_size") + page.total(ON_MEMORY) for page in pages)
 
     def _stored(self, load: Load) -> set[bytes]:
         found = set[bytes]()
@@ -372,8 +373,8 @@ class Stack:
             httpx.Client(trust_env=False, timeout=30, base_url=f"http://{self.jaeger.query}") as client,
             ThreadPoolExecutor(4) as pool,
         ):
-            for answer in pool.map(lambda trace_id: client.get(f"/api/traces/{trace_id.hex()}"), load.traces):
-                if answer.status_code != httpx.codes.NOT_FOUND:
+            for answer in pool.map(client.get, [f"/api/traces/{trace_id.hex()}" for trace_id in load.traces]):
+                if answer.status_code != 404:
                     found |= {
                         bytes.fromhex(span["spanID"])
                         for trace in answer.raise_for_status().json()["data"]
@@ -533,7 +534,7 @@ def can_mount() -> bool:
 
 def direct(stack: Stack, *, outage_s: float) -> None:
     """
-    Do everything to the stack without Kafka.
+    Do everything to the stack with samplers and without Kafka.
     """
     for engine in (stack.agent, stack.router, stack.jaeger, stack.loki):
         stack.killed(engine)
@@ -570,30 +571,39 @@ def main() -> None:
     parser.add_argument("--outage", type=float, default=60, help="seconds that the store is down, and slow (60)")
     parser.add_argument("--decision-wait", type=int, default=10, help="SAMPLER_DECISION_WAIT in seconds (10)")
     parser.add_argument("--traces", type=float, default=60, help=f"traces a second, of {SPANS} spans (60)")
-    parser.add_argument("--only", choices=("direct", "kafka"), help="one of the two tables")
+    parser.add_argument("--only", choices=SHAPES, help="one of the tables")
     given = parser.parse_args()
-    for kafka in (False, True):
-        if given.only and kafka != (given.only == "kafka"):
-            continue
+    for shape in [given.only] if given.only else SHAPES:
         with tempfile.TemporaryDirectory() as directory:
             machine = Machine(Path(directory))
-            stack = Stack(machine, kafka, given.decision_wait, given.traces, pause_s=given.pause)
+            stack = Stack(machine, shape, given.decision_wait, given.traces, pause_s=given.pause)
             try:
                 with stack.running():
-                    if kafka:
-                        through_kafka(stack)
-                        stack.restart_samplers(SAMPLER_RATIO="1.0", KAFKA_SESSION_TIMEOUT="10s")
-                        stack.taken_over(1)
-                        continue
-                    direct(stack, outage_s=given.outage)
-                    if can_mount():
-                        full_disk(stack)
-                        stack.full_disk(killed=True, room=False)
-                    else:
-                        print("No rows of a full disk: a small file system cannot be mounted here.")
+                    everything(stack, given.outage)
             finally:
                 machine.clean_up()
-                print(table("With Kafka" if kafka else "Without Kafka", stack.rows), flush=True)
+                print(table(shape, stack.rows), flush=True)
+
+
+def everything(stack: Stack, outage_s: float) -> None:
+    """
+    Make all rows that a shape has.
+    """
+    if stack.shape == "gateway":
+        stack.killed(stack.agent)
+        stack.sampler_killed(0)
+        stack.outage(outage_s)
+    elif stack.shape == "kafka":
+        through_kafka(stack)
+        stack.restart_samplers(SAMPLER_RATIO="1.0", KAFKA_SESSION_TIMEOUT="10s")
+        stack.taken_over(1)
+    else:
+        direct(stack, outage_s=outage_s)
+        if can_mount():
+            full_disk(stack)
+            stack.full_disk(killed=True, room=False)
+        else:
+            print("No rows of a full disk: a small file system cannot be mounted here.")
 
 
 if __name__ == "__main__":

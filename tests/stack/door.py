@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
-ANSWER_S = 5.0  # What the collector's exporters wait for an answer, too.
+ANSWER_S = 30.0  # What the collector's exporters wait for an answer, too.
 CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -101,7 +101,7 @@ class Door:
         try:
             answer = self._forward(request, timeout=ANSWER_S)
         except grpc.RpcError as error:
-            context.abort(error.code(), error.details())
+            context.abort(error.code(), error.details() or "")
         now = time.time()
         with self._lock:
             for span in spans:

@@ -1,7 +1,7 @@
 """
 Every span of a load is accounted for while the parts of the stack are killed under it, one at a time.
 
-The two stacks run side by side, because most of the time they wait for one another's attempts. ``python -m tests.stack.accounting``
+The stacks run side by side, because most of the time each waits for its own next attempt. ``python -m tests.stack.accounting``
 does the same with the shipped decision wait and longer pauses.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.stack import accounting
-from tests.stack.accounting import Row, Stack
+from tests.stack.accounting import Row, Shape, Stack
 from tests.stack.conftest import MACHINE
 from tests.stack.harness import Machine
 
@@ -23,16 +23,32 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs("collector", "jaeger", "loki")
 
 
-def direct(stack: Stack) -> None:
+def kills(stack: Stack) -> None:
     """
-    Without Kafka, with an outage short enough for a test.
+    Kill the parts that the other scenarios do not, and fill the agent's disk.
     """
-    accounting.direct(stack, outage_s=4)
+    for engine in (stack.agent, stack.router, stack.loki):
+        stack.killed(engine)
+    for number in range(len(stack.samplers)):
+        stack.sampler_killed(number)
     if accounting.can_mount():
         accounting.full_disk(stack)
 
 
-SCENARIOS: dict[str, Callable[[Stack], None]] = {"without_kafka": direct, "with_kafka": accounting.through_kafka}
+def gateway_and_store(stack: Stack) -> None:
+    """
+    Kill the gateway; keep the store away, and then slow, for as short as a test can.
+    """
+    stack.sampler_killed(0)
+    stack.outage(4)
+    stack.slow(4)
+
+
+SCENARIOS: dict[str, tuple[Shape, Callable[[Stack], object]]] = {
+    "without_kafka": ("direct", kills),
+    "with_kafka": ("kafka", accounting.through_kafka),
+    "gateway": ("gateway", gateway_and_store),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +65,10 @@ def rows(
     def run(name: str) -> list[Row]:
         directory = everything.directory / name
         directory.mkdir()
-        stack = Stack(Machine(directory, everything.processes, everything.ports), name == "with_kafka")
+        shape, scenario = SCENARIOS[name]
+        stack = Stack(Machine(directory, everything.processes, everything.ports), shape)
         with stack.running():
-            SCENARIOS[name](stack)
+            scenario(stack)
         print(accounting.table(name, stack.rows))
         return stack.rows
 
@@ -76,9 +93,25 @@ def with_kafka(rows: dict[str, Future[list[Row]]]) -> list[Row]:
     return rows["with_kafka"].result()
 
 
+@pytest.fixture(scope="module")
+def gateway(rows: dict[str, Future[list[Row]]]) -> list[Row]:
+    """
+    The rows of one gateway.
+    """
+    return rows["gateway"].result()
+
+
+def test_a_killed_gateway_loses_its_open_window_and_an_outage_of_the_store_nothing(gateway: list[Row]) -> None:
+    """
+    One gateway holds undecided traces as a sampler does, and nothing else that a kill or a store could take.
+    """
+    assert [bool(row.lost) for row in gateway] == [True, False, False]
+    assert [row.logs_lost for row in gateway] == [0, 0, 0]
+
+
 def test_without_kafka_only_the_open_window_of_a_killed_sampler_is_lost(without_kafka: list[Row]) -> None:
     """
-    Whichever part is killed, away or slow, every span and log record is stored, but for a dead sampler's undecided ones.
+    Whichever part is killed, every span and log record is stored, but for a dead sampler's undecided ones.
 
     That those were sent within the decision wait before the kill is held where the row is made.
     """
