@@ -176,7 +176,8 @@ def _exception_of(trace: Trace, span: Span, *, fatal: bool) -> Cause | None:
         return _logged(trace, span.service, fatal=fatal)
     own, first = recorded[0]
     why = _cause(own.service, {**_code(own.attributes), **first}, own.span_id, fatal=fatal)
-    if _own_frames(_text(first, "exception.stacktrace")):
+    first_stack = _text(first, "exception.stacktrace")
+    if _own_frames(first_stack) and not _is_cut(first_stack):
         return why
     # The span of a library sees the library's frames only. What its exception became further up, or the line that
     # logged it, knows where the application made the call.
@@ -245,6 +246,8 @@ def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
     """
     Return the application's last frame in ``stacktrace``, else where the code attributes point, else the last frame.
     """
+    if _is_cut(stacktrace):
+        stacktrace = ""
     frames = _own_frames(stacktrace)
     if not frames and "code.file.path" not in attributes:
         frames = list(_FRAME.finditer(stacktrace))
@@ -255,6 +258,15 @@ def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
         return ""
     function = _text(attributes, "code.function.name")
     return f"{file}:{attributes.get('code.line.number', '?')}" + (f" in {function}" if function else "")
+
+
+def _is_cut(stacktrace: str) -> bool:
+    """
+    Return whether a store kept the beginning alone (Tempo: 2 KiB by default), without the frames that matter.
+    """
+    # Behind the last frame stands what was raised, the one thing in a traceback that is not indented.
+    rest = stacktrace.rpartition('\n  File "')[2].splitlines()[1:]
+    return stacktrace.startswith("Traceback ") and all(row[:1] in ("", " ") for row in rest)
 
 
 def _own_frames(stacktrace: str) -> list[re.Match[str]]:

@@ -109,6 +109,32 @@ def test_an_unrelated_exception_lends_no_place() -> None:
     assert why.place == "asyncpg/protocol/protocol.pyx:197 in bind_execute"
 
 
+def test_a_stack_trace_that_the_store_cut_names_no_place() -> None:
+    """
+    Tempo keeps 2 KiB by default: the outer frames are not where it happened; the logged traceback knows.
+    """
+    outer = STACK[: STACK.index('  File "/srv/inventory.py", line 24')] + '  File "/srv/in'
+    made = trace(
+        span(
+            "a",
+            "",
+            "inventory",
+            "GET /",
+            "SERVER",
+            (0, 10),
+            failed=True,
+            events=(exception(5, "ZeroDivisionError", "by zero", outer),),
+        )
+    )
+    why = cause(made)
+    assert why is not None
+    assert (why.type, why.place) == ("ZeroDivisionError", "")
+    logged: dict[str, Json] = {"exception.type": "ZeroDivisionError", "exception.stacktrace": STACK}
+    why = cause(replace(made, logs=(log(5, "inventory", "it broke", attributes=logged),)))
+    assert why is not None
+    assert why.place == "/srv/inventory.py:24 in days_left"
+
+
 def test_a_failure_without_an_exception_says_what_the_span_says() -> None:
     """
     A 503 by a return statement has no exception; the cause is the service, its status and its code attributes.
