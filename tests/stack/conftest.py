@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+@pytest.hookimpl(trylast=True)  # After -k and -m have chosen.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
     Mark what STACK_SKIP leaves out, and remember what the others need: everything, where a test does not say.
