@@ -37,7 +37,7 @@ cov: setup ## branch coverage of the fast suite
 	$(BIN)/python -m coverage run -m pytest -q
 	$(BIN)/python -m coverage report --skip-covered
 
-stack: setup ## the real collector, Jaeger and servers
+stack: setup ## the real engines; STACK_SKIP=kafka,loki leaves out, TEMPO_BIN=... takes in
 	$(BIN)/python -m pytest tests/stack
 
 bench: setup ## side by side with stock, CPU per request
