@@ -119,8 +119,15 @@ class Engine:
         """
         Return its resident memory in MiB.
         """
-        lines = Path(f"/proc/{self.running().popen.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+        return rss_mib(self.running())
+
+
+def rss_mib(process: Process) -> float:
+    """
+    Return a process's resident memory in MiB.
+    """
+    lines = Path(f"/proc/{process.popen.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.stack.conftest import MACHINE
 from tests.stack.door import Door
-from tests.stack.engines import Jaeger, Tier
+from tests.stack.engines import Jaeger, Tier, rss_mib
 from tests.stack.harness import Machine, eventually
 from tests.stack.numbered import Numbered, stored
 
@@ -115,10 +115,12 @@ def assert_pressure_reaches_the_service(tiers: Tiers, service: str, relieve: Cal
         "OTEL_BSP_MAX_QUEUE_SIZE": str(SERVICE_ITEMS),
         "OTEL_LOGS_EXPORTER": "none",
     }
+    before = tiers.agent.metrics().total("otelcol_receiver_refused_spans")
     load = Numbered.start(tiers.machine, RATE, environment)
     with tiers.watched():
         eventually("spans that the service drops", lambda: load.dropped() >= ENOUGH, while_running=[load.process])
-        refused = tiers.agent.metrics().total("otelcol_receiver_refused_spans")
+        refused = tiers.agent.metrics().total("otelcol_receiver_refused_spans") - before
+        service_mib = rss_mib(load.process)
         relieve()
         taken = load.exported()
         eventually("spans that the agent takes again", lambda: load.exported() > taken, while_running=[load.process])
@@ -128,6 +130,8 @@ def assert_pressure_reaches_the_service(tiers: Tiers, service: str, relieve: Cal
     assert refused > 0
     assert last["spans.retried"] > 0
     assert last["spans.exported"] == expected == len(stored(tiers.jaeger.query, service))
+    assert service_mib < MEMORY_MIB
+    assert tiers.highest_queue.keys() == tiers.highest_mib.keys() == ITEMS.keys()
     assert {name: longest for name, longest in tiers.highest_queue.items() if longest > ITEMS[name]} == {}
     assert {name: most for name, most in tiers.highest_mib.items() if most > MEMORY_MIB} == {}
 
