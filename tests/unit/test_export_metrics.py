@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from otel_correlation import export, guard
 from otel_correlation.export.batching import Batcher
@@ -71,12 +71,13 @@ def collect(*batchers: Batcher[Any]) -> dict[tuple[str, str], int]:
     export.observe(provider, batchers)
     data = reader.get_metrics_data()
     assert data is not None
-    values = {}
+    values: dict[tuple[str, str], int] = {}
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
         for point in metric.data.data_points:
+            assert isinstance(point, NumberDataPoint)
             attributes: Any = point.attributes
             reason = attributes.get("error.type") or attributes.get("otel_correlation.reason") or ""
-            values[metric.name, reason] = point.value  # type: ignore[union-attr]
+            values[metric.name, reason] = int(point.value)
     provider.shutdown()
     return values
 
