@@ -148,7 +148,7 @@ def test_the_same_name_means_the_same_in_every_file() -> None:
 @pytest.mark.parametrize("name", COLLECTORS)
 def test_memory_is_limited_first_and_nothing_is_batched_before_a_queue(name: str) -> None:
     """
-    Whatever comes from outside passes the memory limiter first, then redaction where it is customers' text; no `batch`.
+    Whatever comes from outside passes the memory limiter first; no `batch`.
     """
     content = parsed(name)
     for pipeline, parts in content["service"]["pipelines"].items():
@@ -157,8 +157,18 @@ def test_memory_is_limited_first_and_nothing_is_batched_before_a_queue(name: str
         assert "batch" not in processors
         if not inside:
             assert processors[0] == "memory_limiter", pipeline
-        if not inside and "kafka" not in parts["receivers"]:
-            assert "redaction" in processors, pipeline
+
+
+@pytest.mark.parametrize("signal", ["traces", "logs", "metrics"])
+@pytest.mark.parametrize("path", ["agent gateway", "agent router sampler", "agent kafka-router kafka-sampler"])
+def test_every_path_redacts_twice(path: str, signal: str) -> None:
+    """
+    By the agent, before anything is on a disk, and once more before a store or Kafka; a third pass would only cost.
+    """
+    pipelines = [parsed(name)["service"]["pipelines"].get(signal, {}) for name in path.split()]
+    passes = ["redaction" in pipeline.get("processors", []) for pipeline in pipelines]
+    assert passes[0]
+    assert sum(passes) == 2
 
 
 @pytest.mark.parametrize("name", COLLECTORS)
