@@ -55,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
             "errors": [str(error) for error in errors],
         }
         # ASCII: no byte of the telemetry reaches a terminal as it came.
-        print(json.dumps(answer, indent=2))
+        try:
+            print(json.dumps(answer, indent=2))
+        except RecursionError:
+            # Python 3.12 reads deeper than it writes.
+            raise CommandError("an attribute is nested too deeply for --json; without it the rest is told") from None
     elif traces:
         tell(Screen(), wanted, traces, stores, errors)
     elif not errors:

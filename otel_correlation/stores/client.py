@@ -26,6 +26,7 @@ _CONNECT_S: Final = 3.0
 # An answer beyond this is refused rather than held in memory.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _MAX_REASON: Final = 200
+_MAX_ERROR_BYTES: Final = 16 * 1024
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADER: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # How a tenant is named to Loki, Tempo, Mimir and gateways in front of them.
@@ -98,7 +99,8 @@ class Http:
         parts = urlsplit(url)
         self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="", query="")).rstrip("/")
         self._headers = _headers(self.url, parts.username, parts.password, parts.fragment)
-        self._secrets = [*filter(None, (unquote(parts.password or ""), *self._headers.values()))]
+        sent = [text for value in self._headers.values() for text in (value, value.rpartition(" ")[2])]
+        self._secrets = [*filter(None, (unquote(parts.username or ""), unquote(parts.password or ""), *sent))]
         self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         # A proxy that the environment names is not meant for this machine itself.
         self._trust_env = parts.hostname not in _LOOPBACK
@@ -128,6 +130,10 @@ class Http:
             raise StoreError(f"{self.url} does not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StoreError(f"{self.url} is not reachable ({error or type(error).__name__})") from error
+        except (OSError, ValueError, ImportError) as error:
+            # Of what the environment names: its certificates are not there, its proxy is of a kind that nobody knows.
+            why = f"{error}; see SSL_CERT_FILE and the proxy variables"
+            raise StoreError(f"{self.url} cannot be asked ({why})") from error
         if response.status_code == 404:
             return response.status_code, None
         if response.status_code != 200:
@@ -142,10 +148,10 @@ class Http:
         """
         Return what an error says about itself if that is a line of text: a store's reason, and no page of a proxy.
         """
-        text = body[: 4 * _MAX_REASON].decode("utf-8", "replace").strip().partition("\n")[0]
+        text = body[:_MAX_ERROR_BYTES].decode("utf-8", "replace").strip().partition("\n")[0]
         told = "".join(character if character.isprintable() else " " for character in text)[:_MAX_REASON].strip()
-        # Its own words may quote what it was sent.
-        is_safe = told and not told.startswith("<") and not any(secret in told for secret in self._secrets)
+        # Its own words may quote what it was sent, also where they are cut.
+        is_safe = told and not told.startswith("<") and not any(secret in text for secret in self._secrets)
         return f" ({told})" if is_safe else ""
 
 

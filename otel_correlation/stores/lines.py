@@ -5,7 +5,6 @@ Log lines as services write them: JSON of ours under any preset, of others, behi
 from __future__ import annotations
 
 import json
-import math
 import re
 import uuid
 from dataclasses import dataclass, replace
@@ -101,7 +100,8 @@ class Wanted:
         request_ids = {request_id for trace in traces for request_id in trace.request_ids}
         return Wanted(
             frozenset(trace.trace_id for trace in traces),
-            frozenset(request_id for request_id in request_ids if len(request_id) >= MIN_ROOT_LENGTH),
+            # Half a character, as JSON may hold it, is neither in a line nor in a URL.
+            frozenset(one for one in request_ids if len(one) >= MIN_ROOT_LENGTH and one.isprintable()),
         )
 
     @property
@@ -343,7 +343,7 @@ def _time_ns(value: Json) -> int:
             return _epoch_ns(datetime.fromisoformat(value))
         except ValueError:
             return _stamp_ns(value, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**20:
         return 0
     # Seconds, milliseconds, microseconds or nanoseconds: the epoch of this century tells which.
     for unit_ns in (10**9, 10**6, 10**3, 1):

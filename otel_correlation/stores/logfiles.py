@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import os
 import re
 import sys
 import time
@@ -88,14 +89,14 @@ class LogFileStore:
         """
         if self._pattern == STDIN:
             return [STDIN]
-        # A name that has a bracket is not always a pattern.
-        if Path(self._pattern).exists():
+        # A name that has a bracket is not always a pattern. Path.exists() raises where it may not look.
+        if os.path.exists(self._pattern):  # noqa: PTH110
             return [self._pattern]
-        # Path.glob() refuses absolute patterns.
-        found = glob.glob(self._pattern, recursive=True)  # noqa: PTH207
+        # Path.glob() refuses absolute patterns. What is no file may be a pipe that nobody ever writes to.
+        found = [path for path in glob.glob(self._pattern, recursive=True) if os.path.isfile(path)]  # noqa: PTH113, PTH207
         if not found:
             raise StoreError(f"{self._pattern}: there is no such log file")
-        return sorted((path for path in found if not Path(path).is_dir()), key=_written_ns, reverse=True)
+        return sorted(found, key=_written_ns, reverse=True)
 
     def _lines(self, path: str, wanted: Wanted, troubles: list[str]) -> Iterator[LogLine]:
         """
@@ -144,9 +145,11 @@ class _Following:
         """
         Return whether ``raw`` belongs to this line.
         """
-        if self._is_raised or len(self._more) >= _MAX_FOLLOWING or not raw or raw[:1] == b"{":
+        if self._is_raised or len(self._more) >= _MAX_FOLLOWING or raw[:1] == b"{":
             return False
         text = raw.decode("utf-8", "replace").rstrip("\r")
+        if not text:
+            return False
         is_inner = text[0] in " \t" or text.startswith(_TRACEBACK)
         # The one line of a traceback that is not indented ends it: what was raised.
         self._is_raised = not is_inner and bool(self._more) and not self._is_barred
@@ -206,6 +209,8 @@ def _blocks(file: IO[bytes], path: str, troubles: list[str]) -> Iterator[bytes]:
 
 def _opened(path: str) -> IO[bytes]:
     if path == STDIN:
+        if sys.stdin is None:
+            raise OSError("it is closed")
         return open(sys.stdin.fileno(), "rb", closefd=False)
     return gzip.open(path) if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
 

@@ -101,8 +101,10 @@ class LokiStore:
         times += [part.end_ns for trace in known for part in trace.spans if part.end_ns]
         times += [line.time_ns for trace in known for line in trace.logs if line.time_ns]
         now_ns = time.time_ns()
-        begin_ns = max(min(times, default=0), now_ns - 4 * SEARCH_DAYS * _DAY_NS)
-        return self._scan(Wanted.of(known), begin_ns - _AROUND_NS, max(times, default=now_ns) + _AROUND_NS)
+        # Loki holds nothing of the future, and refuses a range of more than 721 h (limits_config.max_query_length).
+        end_ns = min(max(times, default=now_ns), now_ns)
+        begin_ns = max(min(times, default=0), end_ns - 4 * SEARCH_DAYS * _DAY_NS)
+        return self._scan(Wanted.of(known), min(begin_ns, end_ns) - _AROUND_NS, end_ns + _AROUND_NS)
 
     def _scan(self, wanted: Wanted, begin_ns: int, end_ns: int) -> list[Trace]:
         found: dict[str, dict[tuple[int, str, str], LogLine]] = {}

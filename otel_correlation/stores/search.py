@@ -212,4 +212,5 @@ def _one(trace_id: str, parts: Sequence[Trace]) -> Trace:
 
 
 def _began(trace: Trace) -> int:
-    return min([*(span.start_ns for span in trace.spans), *(line.time_ns for line in trace.logs)], default=0)
+    times = [*(span.start_ns for span in trace.spans), *(line.time_ns for line in trace.logs)]
+    return min((time_ns for time_ns in times if time_ns), default=0)

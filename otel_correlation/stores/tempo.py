@@ -53,7 +53,7 @@ class TempoStore:
             for trace_id in self._search(wanted):
                 if trace_id not in found:
                     self._trace(trace_id, found, partial)
-        except (StoreError, ValueError) as error:
+        except (StoreError, ValueError, RecursionError) as error:
             raise self._failure(error, found) from error
         return self._whole(found, partial)
 
@@ -66,7 +66,7 @@ class TempoStore:
         try:
             for one in known:
                 self._trace(one.trace_id, found, partial)
-        except (StoreError, ValueError) as error:
+        except (StoreError, ValueError, RecursionError) as error:
             raise self._failure(error, found) from error
         return self._whole(found, partial)
 

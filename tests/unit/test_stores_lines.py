@@ -309,3 +309,13 @@ def test_a_store_error_keeps_what_was_found() -> None:
     """
     assert StoreError("x").traces == ()
     assert StoreError("x", [Trace("1")]).traces == (Trace("1"),)
+
+
+def test_a_number_that_is_no_time_is_none() -> None:
+    """
+    One too large for a float, infinity and what is behind every calendar: the line is told without a time.
+    """
+    for number in (str(10**400), "1e999", "-1e999", "NaN", str(10**25)):
+        line = read(f'{{"trace_id": "{TRACE_ID}", "timestamp": {number}}}', BY_TRACE)
+        assert line is not None
+        assert line.time_ns == 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_correlation.semconv import LOG_PRESETS
-from otel_correlation.stores import StoreError, Trace, cause, configured, logfiles
+from otel_correlation.stores import LogLine, StoreError, Trace, cause, configured, logfiles
 from otel_correlation.stores.logfiles import LogFileStore
 
 if TYPE_CHECKING:
@@ -212,4 +212,48 @@ def test_the_names_of_renamed_fields_are_known(tmp_path: Path) -> None:
     item = f"logs={tmp_path}/a.log"
     assert configured((item,))[0].find("42") == []
     (trace,) = configured((item,), ("request_id=kennung", "message=text"))[0].find("42")
+    assert told(trace) == ["x"]
+
+
+def test_a_blank_line_with_a_carriage_return_ends_a_line(tmp_path: Path) -> None:
+    """
+    Logs of Windows have one behind every line, and one alone where a line is empty.
+    """
+    text = f"12:00:00 INFO trace_id={TRACE_ID} x\r\n\r\n  not of it\r\n"
+    (tmp_path / "a.log").write_bytes(text.encode())
+    (trace,) = LogFileStore(str(tmp_path / "a.log")).find(TRACE_ID)
+    assert told(trace) == [text.partition("\r")[0]]
+    assert "exception.stacktrace" not in trace.logs[0].attributes
+
+
+def test_what_cannot_be_looked_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A name that the file system refuses (too long, or in a directory that is closed to us), and a stdin that is closed.
+    """
+    with pytest.raises(StoreError, match=r"no such log file$"):
+        LogFileStore(f"/{'x' * 400}*.log").find(TRACE_ID)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(StoreError, match=r"- cannot be read \(it is closed\)$"):
+        LogFileStore("-").find(TRACE_ID)
+
+
+def test_a_pipe_among_log_files_is_not_waited_for(tmp_path: Path) -> None:
+    """
+    Reading one that nobody writes to would never end; a pattern takes what is a file.
+    """
+    os.mkfifo(tmp_path / "b.log")
+    with pytest.raises(StoreError, match=r"no such log file$"):
+        LogFileStore(f"{tmp_path}/*.log").find(TRACE_ID)
+    (tmp_path / "a.log").write_text(entry("x"))
+    (trace,) = LogFileStore(f"{tmp_path}/*.log").find(TRACE_ID)
+    assert told(trace) == ["x"]
+
+
+def test_an_id_that_is_no_text_is_not_looked_for(tmp_path: Path) -> None:
+    """
+    JSON of another store may hold half a character, which no file and no URL can.
+    """
+    (tmp_path / "a.log").write_text(entry("x"))
+    line = LogLine(TRACE_ID, "", 1, "", "s", "", "", {"request_id": "\ud800" + "a" * 40})
+    (trace,) = LogFileStore(str(tmp_path / "a.log")).complete([Trace(TRACE_ID, (), (line,))])
     assert told(trace) == ["x"]

@@ -5,6 +5,7 @@ Loki's answers, recorded from Loki 3.7.6, and whatever else may stand behind its
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -138,6 +139,22 @@ def test_known_traces_are_looked_for_around_their_time() -> None:
     assert query["query"].endswith(f'| trace_id="{TRACE_ID}" or request_id="{REQUEST_ID}"')
     assert int(query["end"]) == START_NS + 9 + HOUR_NS
     assert int(query["start"]) <= START_NS
+
+
+@pytest.mark.parametrize("age_days", [-400, 0, 90])
+def test_no_clock_makes_a_range_that_loki_refuses(age_days: int) -> None:
+    """
+    Old traces are looked for at their time; one from the future, whose clock is wrong, up to now. Loki takes 721 hours.
+    """
+    now_ns = time.time_ns()
+    line = LogLine(TRACE_ID, "", now_ns - age_days * 24 * HOUR_NS, "INFO", "s", "l", "b")
+    for more in ((), (LogLine(TRACE_ID, "", 2**63 - 1, "INFO", "s", "l", "b"),)):
+        with http_server(loki) as (url, asked):
+            LokiStore(url).complete([Trace(TRACE_ID, (), (line, *more))])
+        begin_ns, end_ns = (int(asked_for(asked[0])[name]) for name in ("start", "end"))
+        assert 0 < end_ns - begin_ns <= 721 * HOUR_NS
+        assert end_ns <= time.time_ns() + HOUR_NS
+        assert more or age_days < 0 or begin_ns < line.time_ns < end_ns
 
 
 def test_pages_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:

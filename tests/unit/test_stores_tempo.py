@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from otel_correlation.stores import StoreError, Trace, as_json, cause
+from otel_correlation.stores import StoreError, Trace, as_json, cause, find
 from otel_correlation.stores.tempo import MAX_TRACES, TempoStore
 from tests.http_answers import Answer, any_json, damaged, http_server
 
@@ -210,3 +210,16 @@ def test_no_answer_is_more_than_a_store_error(data: st.DataObject) -> None:
             found = list(error.traces)
     for trace in found:
         as_json(trace)
+
+
+@pytest.mark.parametrize("depth", [300, 1000, 3000])
+def test_an_attribute_without_a_bottom_is_a_store_error_at_most(depth: int) -> None:
+    """
+    How deep JSON may be read depends on Python's version; reading what it holds never ends in a traceback.
+    """
+    value = '{"arrayValue":{"values":[' * depth + "]}}" * depth
+    text = f'{{"trace":{{"resourceSpans":[{{"resource":{{"attributes":[{{"key":"a","value":{value}}}]}}}}]}}}}'
+    with http_server(lambda path: (200, b"{}" if "search" in path else text.encode())) as (url, _):
+        found, errors = find([TempoStore(url)], TRACE_ID)
+    assert found == []
+    assert all(url in str(error) for error in errors)
