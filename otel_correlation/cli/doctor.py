@@ -6,6 +6,7 @@ Works without the extra ``[local]``: it is what one runs when something is missi
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import platform
@@ -214,6 +215,7 @@ def _reachable(report: _Report, settings: Settings, environ: Mapping[str, str]) 
 
 def _stores(report: _Report, settings: Settings) -> None:
     from otel_correlation.stores import StoreError, configured  # noqa: PLC0415 - needs the extra
+    from otel_correlation.stores.logfiles import STDIN  # noqa: PLC0415
 
     try:
         configured(settings.stores, settings.log_fields)
@@ -228,6 +230,11 @@ def _stores(report: _Report, settings: Settings) -> None:
             report.fact("find", f"{shown}: {why or 'something listens'}")
             if why:
                 report.problem(f"find cannot ask {shown}: start it, or change {semconv.OTEL_CORRELATION_STORES}")
+        elif place != STDIN:
+            there = os.path.exists(place) or bool(glob.glob(place, recursive=True))  # noqa: PTH110, PTH207
+            report.fact("find", f"{entry}: {'there' if there else 'no such file'}")
+            if not there:
+                report.problem(f"find cannot read {entry}: no such file; change {semconv.OTEL_CORRELATION_STORES}")
 
 
 def _connect(endpoint: str) -> str:

@@ -59,8 +59,10 @@ class JaegerStore:
         """
         Look for the attributes that hold request ids; Jaeger takes one service and one of them at a time.
         """
-        _, answer = self._http.get("/api/services")
-        services = [] if answer is None else as_list(as_object(answer).get("data") or [])
+        status, answer = self._http.get("/api/services")
+        if status == 404:
+            raise StoreError(f"{self._http.url} is something else than Jaeger (no /api/services there)")
+        services = as_list(as_object(answer).get("data") or [])
         now_us = time.time_ns() // 1000
         give_up = time.monotonic() + 3 * TIMEOUT_S
         for service in services:

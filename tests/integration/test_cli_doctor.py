@@ -210,17 +210,19 @@ def test_a_mixture_of_opentelemetry_packages_is_named(api: str, says: str) -> No
 
 def test_doctor_says_which_stores_find_can_ask(doctor: Doctor) -> None:
     """
-    A store that nobody listens behind is named without its password; a wrong kind is told with those that there are.
+    Where nobody listens or no file is, that is told, without the password; a wrong kind with those that there are.
     """
     gone = f"127.0.0.1:{free_port()}"
     with LocalServer(port=0) as local:
         told = doctor(
             OTEL_EXPORTER_OTLP_ENDPOINT=local.url,
-            OTEL_CORRELATION_STORES=f"tempo=http://user:s3cret@{gone}#team,{local.url},logs=/var/log/app/*.json",
+            OTEL_CORRELATION_STORES=f"tempo=http://user:s3cret@{gone}#team,{local.url},logs=/nowhere/*.json,logs=/etc/host*",
         )
         assert told.status == 1
         assert f"find           {local.url}: something listens" in told.out
         assert f"PROBLEM: find cannot ask tempo=http://***@{gone}#team: start it" in told.out
+        assert "PROBLEM: find cannot read logs=/nowhere/*.json: no such file" in told.out
+        assert "find           logs=/etc/host*: there" in told.out
         told = doctor(
             OTEL_EXPORTER_OTLP_ENDPOINT=local.url, OTEL_CORRELATION_STORES="tempoo=http://user:s3cret@h, user:s3cret@h"
         )

@@ -22,6 +22,7 @@ from otel_correlation.semconv import CALLER_REQUEST_ID
 from otel_correlation.stores import Store, Trace
 from otel_correlation.stores.jaeger import JaegerStore
 from otel_correlation.stores.tempo import TempoStore
+from tests.http_answers import http_server
 from tests.local_payloads import REQUEST_ID, TRACE_ID, checkout, exception, log, span
 
 if TYPE_CHECKING:
@@ -319,6 +320,19 @@ def test_lines_that_name_no_trace_are_shown(
     assert "\n                       legacy request_id=42 gave up\n" in out
     status, out, err = told(capsys, "nobody-has-seen-this")
     assert (status, err) == (NOT_FOUND, "")
+
+
+def test_another_program_at_jaegers_address_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    What has no `/api/services` is no Jaeger, and its 404 does not mean that a request was not traced.
+    """
+    with http_server(lambda _path: (404, b"404 page not found")) as (url, _):
+        monkeypatch.setenv("OTEL_CORRELATION_STORES", f"jaeger={url}")
+        status, _, err = told(capsys, REQUEST_ID)
+    assert status == FAILED
+    assert f"{url} is something else than Jaeger (no /api/services there)" in err
 
 
 def test_a_file_that_is_not_there_is_one_line(
