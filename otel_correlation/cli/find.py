@@ -212,7 +212,8 @@ def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
     screen.line("  - the trace may not be sampled: OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG of the service")
     screen.line("  - its exporter may send elsewhere, or not at all: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_EXPORTER")
     screen.line(
-        "  - the request may be older than what the store keeps, or too young: Tempo may hide the last half minute"
+        "  - the request may be older than what the store keeps, or too young: a collector that samples whole traces "
+        "keeps them back for ten seconds, and Tempo may hide the last half minute"
     )
     elsewhere = f"{OTEL_CORRELATION_STORES} names other stores"
     screen.line((f"Next: `otel-correlation doctor` in the service's environment; {elsewhere}", _SOFT))

@@ -27,7 +27,6 @@ OVERLAYS: list[tuple[str, ...]] = [
     ("gateway", "tls-outside"),
     ("gateway", "tls-receiver", "tls-outside"),
     ("router", "tls-receiver", "tls-router"),
-    ("router", "tls-receiver", "tls-router", "tls-outside"),
     ("kafka-router", "tls-receiver", "tls-outside"),
     ("sampler", "tls-receiver"),
     ("jaeger", "jaeger-badger"),
