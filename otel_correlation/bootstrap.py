@@ -361,18 +361,18 @@ def _flush(timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     foreign = _state.foreign
     if foreign is not None:
-        _on_thread(foreign.force_flush, timeout_s).join(timeout_s)
+        _flush_beside(foreign.force_flush, timeout_s, timeout_s)
     left_nothing = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
         left_s = max(deadline - time.monotonic(), 0.1)
-        _on_thread(meters.force_flush, left_s).join(left_s if left_nothing else 0.1)
+        _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
 
 
-def _on_thread(flush: Callable[[int], object], timeout_s: float) -> threading.Thread:
+def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: float) -> None:
     """
-    Flush beside: the SDK's own processors and readers do not keep to the timeout that they are given.
+    Flush on a thread: the SDK's own processors and readers do not keep to the timeout that they are given.
     """
 
     def flushing() -> None:
@@ -380,8 +380,12 @@ def _on_thread(flush: Callable[[int], object], timeout_s: float) -> threading.Th
             flush(int(timeout_s * 1000))
 
     thread = threading.Thread(target=flushing, daemon=True)
-    thread.start()
-    return thread
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is shutting down, which Python 3.12.1 takes as a reason
+        flushing()
+    else:
+        thread.join(wait_s)
 
 
 def _instrument_everything() -> None:

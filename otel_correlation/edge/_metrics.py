@@ -55,12 +55,12 @@ class ServerMetrics:
         """
         Count a request that begins.
         """
+        self._active.add(1, _common(record, scope))
         loop = _get_running_loop()
         if loop is not self._loop:
             self._loop = loop
             if loop is not None:  # trio has none
                 _threads.watch(loop)
-        self._active.add(1, _common(record, scope))
 
     def finished(self, record: Record, scope: MutableMapping[str, Any], duration_s: float) -> None:
         """

@@ -226,6 +226,32 @@ otel_correlation.bootstrap()
         assert statuses(sink)["/hello", 200] == 1, service.output()
 
 
+def test_metrics_leave_where_no_thread_can_be_started_any_more() -> None:
+    """
+    Python 3.12.0 and 3.12.1 start none once ``atexit`` runs: the last metrics are sent nonetheless, without a complaint.
+    """
+    script = """
+import threading
+from opentelemetry import metrics
+import otel_correlation
+
+otel_correlation.bootstrap()
+metrics.get_meter("shop").create_counter("chairs").add(3)
+
+def refuse(_thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+threading.Thread.start = refuse
+"""
+    with OtlpSink() as sink:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], env=wanting(sink), capture_output=True, text=True, check=False
+        )
+        counted = [point.as_int for _, one in latest(sink) if one.name == "chairs" for point in one.sum.data_points]
+    assert (ended.returncode, counted) == (0, [3]), ended.stderr
+    assert "Telemetry failed" not in ended.stderr
+
+
 def test_without_metrics_nothing_measures(tmp_path: Path) -> None:
     """
     A service that asks for no metrics has no provider, no reader's thread and no pool that is watched, and sends none.
