@@ -152,7 +152,9 @@ class Http:
         told = "".join(character if character.isprintable() else " " for character in text)[:_MAX_REASON].strip()
         # Its own words may quote what it was sent, also where they are cut.
         is_safe = told and not told.startswith("<") and not any(secret in text for secret in self._secrets)
-        return f" ({told})" if is_safe else ""
+        # What Loki and Tempo say where they have tenants and none was named.
+        hint = ": name the tenant, URL#TENANT" if told == "no org id" else ""
+        return f" ({told}{hint})" if is_safe else ""
 
 
 @functools.cache

@@ -419,6 +419,28 @@ def test_credentials_and_tenant_go_into_headers_only(userinfo: str, secret: str,
         assert secret not in text or not userinfo
 
 
+@pytest.mark.parametrize("kind", ["jaeger", "embedded", "tempo"])
+def test_what_was_completed_before_a_failure_is_kept(kind: str) -> None:
+    """
+    A store that answers for one trace and fails at the next has given that one.
+    """
+    otlp = {"traceId": TRACE_ID, "spanId": "00000000000000b1", "name": "x"}
+    first = {
+        "jaeger": {"data": [JAEGER_TRACE]},
+        "embedded": {"traces": [{"trace_id": TRACE_ID, "spans": [], "logs": []}]},
+        "tempo": {"trace": {"resourceSpans": [{"scopeSpans": [{"spans": [otlp]}]}]}},
+    }[kind]
+
+    def answer(path: str) -> Answer:
+        return (200, json.dumps(first).encode()) if TRACE_ID in path else (500, b"overloaded")
+
+    with http_server(answer) as (url, _):
+        (store,) = configured((f"{kind}={url}",))
+        with pytest.raises(StoreError, match="overloaded") as caught:
+            store.complete([Trace(TRACE_ID), Trace("f" * 32)])
+    assert [trace.trace_id for trace in caught.value.traces] == [TRACE_ID]
+
+
 @pytest.mark.parametrize(
     "reason",
     ["no such user: maria", f"bad credentials {b64encode(b'maria:s3cretpw').decode()}", "x" * 196 + "s3cretpw"],
@@ -430,6 +452,47 @@ def test_what_a_store_says_shows_no_part_of_a_secret(reason: str) -> None:
     with http_server(lambda _path: (403, reason.encode())) as (url, _):
         _, (error,) = find(configured((url.replace("://", "://maria:s3cretpw@"),)), TRACE_ID)
     assert str(error).endswith("answered with status 403")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SSL_CERT_FILE", "/nowhere.pem"), ("HTTP_PROXY", "socks9://proxy"), ("HTTP_PROXY", "socks5://proxy:1")],
+)
+def test_an_environment_that_no_client_can_use_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Certificates that are not there, and proxies of a kind that is unknown or not installed.
+    """
+    client._certificates.cache_clear()
+    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setenv(name, value)
+    _, (error,) = find(configured(("http://192.0.2.1:4318",)), TRACE_ID)
+    assert str(error).startswith("http://192.0.2.1:4318 cannot be asked (")
+    assert "SSL_CERT_FILE" in str(error)
+
+
+def test_a_line_without_a_time_makes_no_trace_old() -> None:
+    """
+    The newest trace is told first, whatever its lines leave out.
+    """
+    old, new = lines("1" * 32, "old"), lines("2" * 32, "new")
+    new = replace(new, logs=(*new.logs, replace(new.logs[0], time_ns=0, body="no time")))
+    old = replace(old, logs=tuple(replace(line, time_ns=line.time_ns - 10**9) for line in old.logs))
+    found, _ = find([Stub([old, new])], "x")
+    assert [trace.trace_id[0] for trace in found] == ["2", "1"]
+
+
+def test_what_a_store_says_shows_no_part_of_a_secret() -> None:
+    """
+    Its reason may quote the user, the credentials without their scheme, or a password that the cut goes through.
+    """
+    basic = b64encode(b"maria:s3cretpw").decode()
+    for reason in ("no such user: maria", f"bad credentials {basic}", "x" * 196 + "s3cretpw"):
+        with http_server(lambda _path, reason=reason: (403, reason.encode())) as (url, _):
+            _, (error,) = find(configured((url.replace("://", "://maria:s3cretpw@"),)), TRACE_ID)
+        assert str(error).endswith("answered with status 403")
 
 
 @pytest.mark.parametrize(
