@@ -42,4 +42,10 @@ class EmbeddedStore:
         """
         Return the traces that another store knew.
         """
-        return [trace for one in known for trace in self.find(one.trace_id)]
+        found: list[Trace] = []
+        try:
+            for one in known:
+                found += self.find(one.trace_id)
+        except StoreError as error:
+            raise StoreError(str(error), found) from error
+        return found

@@ -50,10 +50,15 @@ class JaegerStore:
         """
         Return the traces that another store knew.
         """
+        found: dict[str, Trace] = {}
         try:
-            return [trace for one in known for trace in self._traces(f"/api/traces/{one.trace_id}").values()]
+            for one in known:
+                found.update(self._traces(f"/api/traces/{one.trace_id}"))
+        except StoreError as error:
+            raise StoreError(str(error), found.values()) from error
         except ValueError as error:
-            raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})") from error
+            raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})", found.values()) from error
+        return list(found.values())
 
     def _search(self, wanted: str, found: dict[str, Trace]) -> None:
         """

@@ -484,47 +484,6 @@ def test_a_line_without_a_time_makes_no_trace_old() -> None:
     assert [trace.trace_id[0] for trace in found] == ["2", "1"]
 
 
-def test_what_a_store_says_shows_no_part_of_a_secret() -> None:
-    """
-    Its reason may quote the user, the credentials without their scheme, or a password that the cut goes through.
-    """
-    basic = b64encode(b"maria:s3cretpw").decode()
-    for reason in ("no such user: maria", f"bad credentials {basic}", "x" * 196 + "s3cretpw"):
-        with http_server(lambda _path, reason=reason: (403, reason.encode())) as (url, _):
-            _, (error,) = find(configured((url.replace("://", "://maria:s3cretpw@"),)), TRACE_ID)
-        assert str(error).endswith("answered with status 403")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("SSL_CERT_FILE", "/nowhere.pem"), ("HTTP_PROXY", "socks9://proxy"), ("HTTP_PROXY", "socks5://proxy:1")],
-)
-def test_an_environment_that_no_client_can_use_is_one_line(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    Certificates that are not there, and proxies of a kind that is unknown or not installed.
-    """
-    client._certificates.cache_clear()
-    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(proxy, raising=False)
-    monkeypatch.setenv(name, value)
-    _, (error,) = find(configured(("http://192.0.2.1:4318",)), TRACE_ID)
-    assert str(error).startswith("http://192.0.2.1:4318 cannot be asked (")
-    assert "SSL_CERT_FILE" in str(error)
-
-
-def test_a_line_without_a_time_makes_no_trace_old() -> None:
-    """
-    The newest trace is told first, whatever its lines leave out.
-    """
-    old, new = lines("1" * 32, "old"), lines("2" * 32, "new")
-    new = replace(new, logs=(*new.logs, replace(new.logs[0], time_ns=0, body="no time")))
-    old = replace(old, logs=tuple(replace(line, time_ns=line.time_ns - 10**9) for line in old.logs))
-    found, _ = find([Stub([old, new])], "x")
-    assert [trace.trace_id[0] for trace in found] == ["2", "1"]
-
-
 @pytest.mark.parametrize("item", ["loki=http://:a%0Ab@h:1", "tempo=http://h:1#%0d%0aX: y", "jaeger=http://:%C3%BC@h"])
 def test_what_cannot_stand_in_a_header_is_refused(item: str) -> None:
     """
