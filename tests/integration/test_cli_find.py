@@ -335,6 +335,19 @@ def test_another_program_at_jaegers_address_is_told(
     assert f"{url} is something else than Jaeger (no /api/services there)" in err
 
 
+def test_a_store_with_tenants_says_how_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Loki and Tempo answer "no org id", which is the name of nothing that anybody sets here.
+    """
+    with http_server(lambda _path: (401, b"no org id\n")) as (url, _):
+        monkeypatch.setenv("OTEL_CORRELATION_STORES", f"loki={url}")
+        status, _, err = told(capsys, REQUEST_ID)
+    assert status == FAILED
+    assert "answered with status 401 (no org id: name the tenant, URL#TENANT)" in err
+
+
 def test_a_file_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
