@@ -43,6 +43,26 @@ def spans_of(request: ExportTraceServiceRequest) -> list[Span]:
     return [span for group in request.resource_spans for scope in group.scope_spans for span in scope.spans]
 
 
+def listen(
+    endpoint: str,
+    export: Callable[[ExportTraceServiceRequest, grpc.ServicerContext], ExportTraceServiceResponse],
+    threads: int,
+) -> Any:
+    """
+    Return a started gRPC server that gives each OTLP request for spans to ``export``.
+    """
+    server = grpc.server(ThreadPoolExecutor(threads), options=(("grpc.max_receive_message_length", -1),))
+    handler = grpc.unary_unary_rpc_method_handler(
+        export,
+        request_deserializer=ExportTraceServiceRequest.FromString,
+        response_serializer=ExportTraceServiceResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
+    server.add_insecure_port(endpoint)
+    server.start()
+    return server
+
+
 @dataclass(slots=True)
 class Door:
     """
@@ -70,15 +90,7 @@ class Door:
             request_serializer=ExportTraceServiceRequest.SerializeToString,
             response_deserializer=ExportTraceServiceResponse.FromString,
         )
-        self._server = grpc.server(ThreadPoolExecutor(32), options=(("grpc.max_receive_message_length", -1),))
-        export = grpc.unary_unary_rpc_method_handler(
-            self._export,
-            request_deserializer=ExportTraceServiceRequest.FromString,
-            response_serializer=ExportTraceServiceResponse.SerializeToString,
-        )
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": export}),))
-        self._server.add_insecure_port(self.endpoint)
-        self._server.start()
+        self._server = listen(self.endpoint, self._export, threads=32)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,9 +102,8 @@ class Door:
 
     def _export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
         spans = spans_of(request)
-        with (
-            self._pace
-        ):  # One after the other, as a store does that is at its limit; it does not know who has given up waiting.
+        # One after the other, as a store does that is at its limit; it does not know who has given up waiting.
+        with self._pace:
             done = 0.0
             while self.spans_per_s and done < len(spans):
                 time.sleep(0.05)

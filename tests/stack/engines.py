@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.stack import build, harness, kafka
-from tests.stack.harness import CONFIGS, DEADLINE_S, Machine, Process, eventually, get
+from tests.stack.harness import CONFIGS, DEADLINE_S, Machine, Process, eventually, exports, get
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,13 +242,7 @@ class Tier(Engine):
         """
         Return what a service's environment needs to send here.
         """
-        endpoint = self.grpc if protocol == "grpc" else self.http
-        return {
-            "OTEL_SERVICE_NAME": service,
-            "OTEL_LOGS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{endpoint}",
-        }
+        return exports(service, protocol, self.grpc if protocol == "grpc" else self.http)
 
 
 @dataclass(slots=True)

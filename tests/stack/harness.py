@@ -287,13 +287,19 @@ class Collector:
         """
         Return what a service's environment needs to send here.
         """
-        endpoint = self.grpc if protocol == "grpc" else self.http
-        return {
-            "OTEL_SERVICE_NAME": service,
-            "OTEL_LOGS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{endpoint}",
-        }
+        return exports(service, protocol, self.grpc if protocol == "grpc" else self.http)
+
+
+def exports(service: str, protocol: str, endpoint: str) -> dict[str, str]:
+    """
+    Return the environment of a service that sends spans and logs to ``host:port``.
+    """
+    return {
+        "OTEL_SERVICE_NAME": service,
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{endpoint}",
+    }
 
 
 def get(url: str, *, headers: dict[str, str] | None = None, parameters: dict[str, str] | None = None) -> httpx.Response:

@@ -12,11 +12,9 @@ import re
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import grpc  # type: ignore[import-untyped]
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -29,12 +27,14 @@ from otel_correlation import semconv
 from otel_correlation.request_id import to_trace_id
 from otel_correlation.sampling import RatioSampler, randomness, threshold, without_threshold
 from tests.stack.conftest import MACHINE
-from tests.stack.door import SERVICE
+from tests.stack.door import listen
 from tests.stack.engines import Tier
 from tests.stack.harness import Machine, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import grpc  # type: ignore[import-untyped]
 
 pytestmark = pytest.mark.needs("collector")
 
@@ -70,15 +70,7 @@ class Store:
         """
         Listen.
         """
-        self._server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.max_receive_message_length", -1),))
-        export = grpc.unary_unary_rpc_method_handler(
-            self._export,
-            request_deserializer=ExportTraceServiceRequest.FromString,
-            response_serializer=ExportTraceServiceResponse.SerializeToString,
-        )
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": export}),))
-        self._server.add_insecure_port(self.endpoint)
-        self._server.start()
+        self._server = listen(self.endpoint, self._export, threads=4)
         return self
 
     def __exit__(self, *_: object) -> None:
