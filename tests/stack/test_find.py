@@ -226,7 +226,7 @@ def test_a_store_that_refuses_leaves_the_others_story(stores: Stores) -> None:
     assert ended.returncode == 0
     assert DIVIDES in ended.stdout
     (line,) = (line for line in ended.stdout.splitlines() if line.startswith("Not complete: "))
-    assert "answered with status 401 (no org id)" in line
+    assert "answered with status 401 (no org id: name the tenant, URL#TENANT)" in line
 
 
 def test_lines_that_an_agent_shipped_are_found_by_what_is_in_them(stores: Stores) -> None:

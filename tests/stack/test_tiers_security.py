@@ -585,6 +585,14 @@ def test_only_the_secret_part_of_a_text_is_masked(run: Run) -> None:
     assert b"lent" not in b"".join(body for bodies in run.store.received.values() for body in bodies)
 
 
+def assert_not_in_plain(endpoint: str, **options: Any) -> None:
+    """
+    Assert that a TLS port takes no plain HTTP: 400, or a reset that overtook it, since the server leaves the body unread.
+    """
+    with contextlib.suppress(httpx.TransportError):
+        assert post(endpoint, traces("refused"), **options) == 400
+
+
 def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identity]) -> None:
     """
     Inside, a certificate of our authority; outside, a token over TLS: everybody else is refused, on gRPC and on HTTP.
@@ -607,7 +615,7 @@ def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identit
             call(door.grpc, traces("refused"), credentials=ours.credentials(show=False)) is grpc.StatusCode.UNAVAILABLE
         )
         assert call(door.grpc, traces("refused"), credentials=stranger.credentials()) is grpc.StatusCode.UNAVAILABLE
-        assert post(door.http, traces("refused")) == 400
+        assert_not_in_plain(door.http)
         for context in (ours.context(show=False), stranger.context()):
             with pytest.raises(httpx.TransportError):
                 post(door.http, traces("refused"), context=context)
@@ -620,7 +628,7 @@ def test_only_the_invited_get_in(machine: Machine, identities: dict[str, Identit
             assert call(g, traces("refused"), credentials=bare, metadata=metadata) is grpc.StatusCode.UNAUTHENTICATED
             assert post(h, traces("refused"), context=ours.context(show=False), headers=dict(metadata)) == 401
         assert post(h, traces("refused"), context=ours.context(show=False)) == 401
-        assert post(h, traces("refused"), headers={"authorization": right}) == 400
+        assert_not_in_plain(h, headers={"authorization": right})
 
         metadata = [("authorization", right)]
         assert call(door.grpc, traces("inside-grpc"), credentials=ours.credentials()) is OK
