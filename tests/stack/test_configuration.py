@@ -222,6 +222,32 @@ def test_what_is_acknowledged_waits_on_disk_without_end(name: str) -> None:
             assert queue["queue_size"] == "${env:COLLECTOR_QUEUE_ITEMS}", component
 
 
+@pytest.mark.parametrize("name", COLLECTORS)
+def test_what_one_machine_cannot_show_is_configured(name: str) -> None:
+    """
+    A power cut, a second broker, a kill in the one moment: what an answer promises beyond what a killed process can prove.
+    """
+    found = dict(components(name))
+    assert found["extensions::file_storage"]["fsync"] is True
+    # Whoever decides about traces has them whole, blocks instead of forgetting, and so do the queues behind.
+    if decides := found.get("processors::tail_sampling"):
+        assert decides["block_on_overflow"] is True
+        for store in ("jaeger", "tempo"):
+            assert found[f"exporters::otlp_grpc/{store}"]["sending_queue"]["block_on_overflow"] is True
+            assert found[f"exporters::otlp_grpc/{store}"]["timeout"] == "30s"
+    if balancer := found.get("exporters::load_balancing"):
+        assert (balancer["routing_key"], balancer["timeout"]) == ("traceID", "1m")
+        assert balancer["retry_on_failure"]["enabled"] is True
+        assert balancer["protocol"]["otlp"]["retry_on_failure"]["max_elapsed_time"] == 0
+        assert balancer["protocol"]["otlp"]["sending_queue"] == {"enabled": False}
+    if kafka := found.get("exporters::kafka"):
+        assert kafka["partition_traces_by_id"] is True
+        assert kafka["producer"]["required_acks"] == -1
+    if reads := found.get("receivers::kafka"):
+        assert reads["message_marking"] == {"after": True, "on_error": False}
+        assert reads["initial_offset"] == "earliest"
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.yaml"))])
 def test_every_variable_is_listed_at_the_top(name: str) -> None:
     """
