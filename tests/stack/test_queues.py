@@ -29,7 +29,8 @@ APPS = Path(__file__).parent / "apps"
 DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 PLANTED = f"hunter{1 + 1}-planted"
 PUBLISH = """
-import celery_app, json, sys
+import celery_app, gc, json, sys
+gc.disable()  # As in celery_web.py.
 print(json.dumps([celery_app.tell.apply_async(headers=headers).get(timeout=60) for headers in json.load(sys.stdin)]))
 """
 ERROR = 2

@@ -4,6 +4,7 @@ A service that gives work to the Celery application.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from celery.result import AsyncResult
@@ -15,6 +16,9 @@ from fastapi.responses import JSONResponse
 from otel_correlation import request_id
 
 app = FastAPI()
+# Celery 5.6 unsubscribes from a result when it is destroyed. Where the collector of garbage does that in the middle of another
+# result's unsubscribing, the thread waits for a lock that it holds itself (one request in some thousands, without us as well).
+gc.disable()
 
 
 @app.exception_handler(Exception)
