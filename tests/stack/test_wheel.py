@@ -4,6 +4,7 @@ The built wheel in a fresh virtual environment, as a team installs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import Service, clean_environment
 from tests.integration.test_zero_code import APP
-from tests.stack.harness import ROOT
+from tests.stack.harness import ROOT, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,8 @@ def test_zero_code_with_the_wheel_and_no_setting(installed: Path, tmp_path: Path
     environment = clean_environment()
     environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
     command = (str(binaries / "opentelemetry-instrument"), "uvicorn", "main:app", "--port", "{port}")
-    with OtlpSink(port=4318) as sink:
+    # The port is the default's, so it cannot be a free one: wait for whoever has it.
+    with contextlib.closing(eventually("port 4318", OtlpSink(port=4318).start)) as sink:
         with Service(command, tmp_path, environment) as service:
             response = httpx.get(f"{service.url}/items/7", headers={"x-request-id": "order-7781-customer-quote"})
             service.stop()
