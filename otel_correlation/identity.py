@@ -139,8 +139,9 @@ def stash(error: BaseException) -> None:
     ids.
     """
     try:
-        setattr(error, _STASH, log_ids())
-    except Exception:  # noqa: BLE001 - a frozen exception class, or somebody's __setattr__
+        # Not setattr(): frozen dataclasses and attrs classes refuse it.
+        object.__setattr__(error, _STASH, log_ids())
+    except Exception:  # noqa: BLE001 - a class of somebody else's that has no room
         return
 
 

@@ -59,7 +59,8 @@ class _Carried:
         except BaseException as error:
             identity.stash(error)
             if error.__traceback__ is not None:
-                error.__traceback__ = error.__traceback__.tb_next  # without this frame
+                # Without this frame; not by assignment, which a frozen exception refuses.
+                error.with_traceback(error.__traceback__.tb_next)
             raise
         finally:
             identity.detach(token)

@@ -244,13 +244,16 @@ def test_ids_left_on_an_exception_are_there_after_the_request(error: BaseExcepti
 
 
 @pytest.mark.parametrize("error", [Frozen(), Hostile()])
-def test_an_exception_that_takes_no_attribute_is_left_alone(error: BaseException) -> None:
+def test_an_exception_that_is_frozen_carries_the_ids(error: BaseException) -> None:
     """
-    An exception that cannot carry ids passes unchanged, without a failure of ours.
+    A class that lets nobody set attributes (frozen dataclasses, attrs) is not asked, and stays as it is to its users.
     """
     with _request(span=_span()):
         stash(error)
-    assert stashed(error) is None
+        ids = log_ids()
+    assert stashed(error) == ids
+    assert error.args == ()
+    assert error == type(error)() or isinstance(error, Hostile)
     with pytest.raises((FrozenInstanceError, RuntimeError)):
         error.anything = 1  # type: ignore[attr-defined]
 

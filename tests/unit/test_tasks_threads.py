@@ -16,6 +16,7 @@ import queue
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -342,6 +343,29 @@ def test_exceptions_of_tasks_are_the_same(pool: ThreadPoolExecutor) -> None:
         builtin = pool.submit(int, "x").exception(DEADLINE_S)
     assert frames(error) == ["run", "fail"]
     assert frames(builtin) == frames(plain) == ["run"]
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """
+    An exception that lets nobody set its attributes.
+    """
+
+    code: int
+
+
+def test_a_frozen_exception_of_a_task_is_the_same(pool: ThreadPoolExecutor) -> None:
+    """
+    A frozen dataclass that is raised in a task arrives, with its traceback, and not an error about its being frozen.
+    """
+    error = FrozenError(7)
+
+    def fail() -> None:
+        raise error
+
+    with work("tick"):
+        assert pool.submit(fail).exception(DEADLINE_S) is error
+    assert frames(error) == ["run", "fail"]
 
 
 def test_cancelling(pool: ThreadPoolExecutor) -> None:
