@@ -400,6 +400,13 @@ class Tracer:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 
+def _tells_of(event: Any, values: Mapping[str, Any]) -> bool:
+    held: Mapping[str, Any] = event.attributes or {}
+    kind, text = exception_attributes.EXCEPTION_TYPE, exception_attributes.EXCEPTION_MESSAGE
+    # The SDK's own span has the text unscrubbed until it ends.
+    return bool(held.get(kind) == values[kind] and scrub(str(held.get(text))) == values[text])
+
+
 def _drop(span: Any) -> None:
     del span
 
@@ -413,11 +420,14 @@ def record_exception(
 ) -> None:
     """
     Record an exception that ended the span's work: one event, status ERROR and ``error.type``.
+
+    Where user code recorded it on this span already, its event is the one.
     """
     if not span.is_recording():
         return
     values = exception_event(error, trace)
-    span.add_event("exception", values)
+    if not any(_tells_of(event, values) for event in getattr(span, "events", ())):
+        span.add_event("exception", values)
     span.set_attribute("error.type", error_type or cast("str", values[exception_attributes.EXCEPTION_TYPE]))
     span.set_status(StatusCode.ERROR)
 

@@ -279,7 +279,7 @@ def finish(record: Record, scope: Scope) -> None:
     Do everything that comes after the application; its context is still current.
     """
     elapsed_ns = (record.finished_ns or perf_counter_ns()) - record.started_ns
-    if isinstance(record.error, ClientDisconnect):
+    if only(record.error, ClientDisconnect):
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
         record.disconnected, record.error, record.status = True, None, 0
     # Servers answer 500 for an application that returns without an answer.
@@ -383,6 +383,15 @@ def record_error(span: Span, error: BaseException) -> None:
         # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
         span.set_attribute(error_attributes.ERROR_TYPE, type(error).__qualname__)
         span.set_status(StatusCode.ERROR)
+
+
+def only(error: BaseException | None, kind: type[Exception]) -> bool:
+    """
+    Tell whether an exception is of this kind, or a group of nothing else.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(kind)[1] is None
+    return isinstance(error, kind)
 
 
 def comes_from(error: BaseException, send: Send) -> bool:

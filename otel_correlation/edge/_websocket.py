@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
-from otel_correlation.edge._record import call_hook, finish, leave, record_error
+from otel_correlation.edge._record import call_hook, finish, leave, only, record_error
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 
@@ -90,6 +90,7 @@ class _Socket:
         self._accepted = False
         self._handshake_over = False
         self._close_code: int | None = None
+        self._gone = False
         self._message_span: Span | None = None
         self._message_token: Any = None
         # Where the token belongs, if that is not the context of the task that receives.
@@ -125,7 +126,11 @@ class _Socket:
                 message, body = self._answer(message)
             except Exception:  # noqa: BLE001 - our failure is not the application's
                 guard.report("edge.websocket")
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:  # ASGI: the client is gone
+            self._gone = True
+            raise
         if body is not None:
             await self._send(body)
             _complete(self._send)
@@ -201,10 +206,9 @@ class _Socket:
         """
         record = self._record
         error = record.error
-        if isinstance(error, WebSocketDisconnect):
+        # Of this connection: a handler that sends to other sockets too may fail by the end of one of those.
+        if (self._gone or self._close_code is not None) and only(error, WebSocketDisconnect):
             # The handler let the end of the connection pass through: that is how it ended, and no failure.
-            if self._close_code is None:
-                self._close_code = error.code
             error = record.error = None
         message_span = self._message_span
         if message_span is not None and error is not None:

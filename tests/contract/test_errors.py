@@ -510,6 +510,55 @@ def test_exception_that_user_code_recorded(wire: Wire) -> None:
     assert "error.type" not in (wire.server.attributes or {})
 
 
+@pytest.mark.parametrize("handled", [False, True])
+def test_exception_that_user_code_recorded_is_not_recorded_again(wire: Wire, handled: bool) -> None:
+    """
+    An endpoint, or a handler that answers 500, may record the exception itself: there is one event, the user's.
+    """
+    app = FastAPI()
+
+    @app.get("/x")
+    async def x() -> None:
+        try:
+            await breaks()
+        except BrokenError as error:
+            if not handled:
+                trace.get_current_span().record_exception(error, {"shop.disk": 7})
+            raise
+
+    if handled:
+
+        @app.exception_handler(BrokenError)
+        async def handler(_request: Any, error: Exception) -> JSONResponse:
+            span = trace.get_current_span()
+            span.record_exception(error, {"shop.disk": 7})
+            span.set_status(StatusCode.ERROR, "broken")
+            return JSONResponse({}, status_code=500)
+
+    call(app, path="/x")
+    (event,) = wire.server.events
+    assert (event.attributes or {})["shop.disk"] == 7
+    assert (event.attributes or {})["exception.type"] == f"{__name__}.BrokenError"
+    assert (wire.server.attributes or {})["error.type"] == f"{__name__}.BrokenError"
+    assert wire.server.status.status_code is StatusCode.ERROR
+
+
+def test_another_exception_that_user_code_recorded(wire: Wire) -> None:
+    """
+    What user code recorded of an attempt that failed before does not stand for the exception that ended the request.
+    """
+    app = FastAPI()
+
+    @app.get("/x")
+    async def x() -> None:
+        trace.get_current_span().record_exception(ValueError("first attempt"))
+        await breaks()
+
+    call(app, path="/x")
+    messages = [(event.attributes or {})["exception.message"] for event in wire.server.events]
+    assert messages == ["first attempt", "disk full"]
+
+
 def test_base_exception_passes(wire: Wire) -> None:
     """
     Cancellation passes through, is visible, and has no traceback.
@@ -581,6 +630,14 @@ async def polls(request: Request) -> dict[str, bool]:
     return {"gone": await request.is_disconnected()}
 
 
+async def reads_body_in_a_group(request: Request) -> None:
+    """
+    Wait for a body that never comes, beside other work.
+    """
+    async with asyncio.TaskGroup() as group:
+        group.create_task(request.body())
+
+
 async def declares_body(body: dict[str, Any]) -> None:
     """
     Let FastAPI wait for a body that never comes.
@@ -589,7 +646,7 @@ async def declares_body(body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("spec", ["2.3", "2.4"])
-@pytest.mark.parametrize("endpoint", [endless, reads_body, polls, declares_body])
+@pytest.mark.parametrize("endpoint", [endless, reads_body, reads_body_in_a_group, polls, declares_body])
 def test_client_disconnect(wire: Wire, endpoint: Callable[..., Any], spec: str, behind: bool) -> None:
     """
     A client that went away is visible, is no 200, and is nobody's exception, whichever way the server tells of it.
@@ -600,9 +657,11 @@ def test_client_disconnect(wire: Wire, endpoint: Callable[..., Any], spec: str, 
         app.add_middleware(BaseHTTPMiddleware, dispatch=passthrough)
 
     async def run() -> None:
-        with contextlib.suppress(ClientDisconnect, OSError):
-            half = endpoint in (reads_body, declares_body)
+        half = endpoint in (reads_body, reads_body_in_a_group, declares_body)
+        try:
             await disconnecting(app, 1 if endpoint is endless else 0, spec, half=half)
+        except* (ClientDisconnect, OSError):
+            pass
 
     asyncio.run(run())
     attributes = wire.server.attributes or {}

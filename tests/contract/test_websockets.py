@@ -297,6 +297,63 @@ def test_concurrent_sockets(wire: Wire) -> None:
     assert len({ids[0] for ids in seen}) == 30
 
 
+async def to_a_vanished_client(app: FastAPI, path: str) -> None:
+    """
+    Hold a connection whose client is gone without a word: every ``send`` after the handshake raises.
+    """
+    scope = websocket_scope(path)
+    waiting = [{"type": "websocket.connect"}, TEXT]
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop(0)
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "websocket.send":
+            raise OSError("the client is gone")
+
+    await app(scope, receive, send)
+
+
+@pytest.mark.parametrize("whose", ["own", "other"])
+def test_a_vanished_client_is_the_failure_of_who_did_not_expect_it(wire: Wire, whose: str) -> None:
+    """
+    The end of its own connection is no failure of a handler; that of another, to which it sent, is what ended it.
+    """
+    app = FastAPI()
+    joined: asyncio.Queue[WebSocket] = asyncio.Queue()
+
+    @app.websocket("/own")
+    async def own(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+
+    @app.websocket("/waits")
+    async def waits(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await joined.put(websocket)
+        await asyncio.Event().wait()
+
+    @app.websocket("/other")
+    async def broadcasts(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await (await joined.get()).send_text(await websocket.receive_text())
+
+    async def run() -> None:
+        waiter = asyncio.create_task(to_a_vanished_client(app, "/waits"))
+        with pytest.raises(WebSocketDisconnect):
+            await to_a_vanished_client(app, f"/{whose}")
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+
+    asyncio.run(run())
+    (close,) = [span for span in wire.spans if span.name == f"GET /{whose} close"]
+    assert [event.name for event in close.events] == ([] if whose == "own" else ["exception"])
+    assert close.status.status_code is (StatusCode.UNSET if whose == "own" else StatusCode.ERROR)
+    assert (close.attributes or {})["otel_correlation.websocket.close_code"] == 1006
+
+
 def test_disabled_sdk_has_no_socket_spans(wire: Wire) -> None:
     """
     Without the SDK a socket works and carries its request id.
