@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
-from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, seams
+from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, is_warning, may_quote, seams
 from otel_correlation.policy import hide_quoted, redact_query, scrub
 from otel_correlation.tracer import class_name
 
@@ -83,27 +83,9 @@ def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> st
         if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple) and record.args:
             return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
         message = record.getMessage()
-        return hide_quoted(message) if _may_quote(record) else message
+        return hide_quoted(message) if may_quote(record) else message
     except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit
         return f"{text_of(record.msg)} (arguments {text_of(record.args)} do not fit: {type(error).__name__})"
-
-
-def _may_quote(record: logging.LogRecord) -> bool:
-    """
-    Tell whether a message may hold an exception's text: it is a warning or worse, or has one among its arguments.
-    """
-    if _is_warning(record):
-        return True
-    if type(record.args) is tuple:
-        for argument in record.args:
-            if isinstance(argument, BaseException):
-                return True
-    return False
-
-
-def _is_warning(record: logging.LogRecord) -> bool:
-    level = record.levelno
-    return type(level) is int and level >= logging.WARNING
 
 
 def _without_values(argument: object, query_values: str) -> object:
@@ -142,7 +124,7 @@ def extras_of(record: logging.LogRecord) -> dict[str, Any]:
         del found["extra"]
         ours = seams.names.id_keys.union(seams.names.tags)
         found = {str(name): value for name, value in nested.items() if name not in ours} | found
-    if found and _is_warning(record):
+    if found and is_warning(record):
         for name, value in found.items():
             if isinstance(value, str) and len(value) >= SHORTEST_QUOTE:
                 found[name] = hide_quoted(value)

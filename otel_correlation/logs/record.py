@@ -287,9 +287,7 @@ def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any
 def _our_format(self: logging.Formatter, record: logging.LogRecord) -> Any:  # pragma: no cover
     if _SEEN not in record.__dict__:  # made by hand and given to handler.emit()
         enrich(record)
-    level = record.levelno
-    # None on a record that was made by hand.
-    if type(level) is int and level >= logging.WARNING and seams.fields is not None:
+    if seams.fields is not None and may_quote(record):
         shown = _clean(record)
         if shown is not record:
             text = _format.original(self, shown)
@@ -308,6 +306,31 @@ def _our_format_exception(self: logging.Formatter, ei: Any) -> Any:  # pragma: n
     with guard.never_raise("logs.scrub"):
         return scrub(text)
     return "(a traceback whose values could not be hidden)"
+
+
+def is_warning(record: logging.LogRecord) -> bool:
+    """
+    Tell whether a record is a warning or worse.
+    """
+    level = record.levelno
+    # None on a record that was made by hand.
+    return type(level) is int and level >= logging.WARNING
+
+
+def may_quote(record: logging.LogRecord) -> bool:
+    """
+    Tell whether a message may hold an exception's text: it is a warning or worse, is one, or has one as an argument.
+    """
+    if is_warning(record) or isinstance(record.msg, BaseException):
+        return True
+    arguments: Any = record.args
+    if type(arguments) is dict:
+        arguments = tuple(arguments.values())
+    if type(arguments) is tuple:
+        for argument in arguments:
+            if isinstance(argument, BaseException):
+                return True
+    return False
 
 
 def _clean(record: logging.LogRecord) -> logging.LogRecord:

@@ -102,6 +102,29 @@ def test_the_applications_own_formatter_shows_no_value_of_a_user(formatter: logg
 
 
 @pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        ("refused: %s", lambda error: (error,)),
+        ("refused: %(error)s", lambda error: ({"error": error},)),
+        (None, lambda _error: ()),
+    ],
+    ids=["argument", "named argument", "message"],
+)
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.ERROR])
+@pytest.mark.usefixtures("installed")
+def test_an_exception_that_is_logged_shows_no_value_of_a_user(level: int, message: str | None, make: Any) -> None:
+    """
+    ``log.info("refused: %s", error)`` and ``log.info(error)``, at any level, in our formats and in the application's.
+    """
+    error = refusal()
+    made = logging.LogRecord("shop", level, "", 0, message or error, make(error), None)
+    for formatter in (logging.Formatter("%(message)s"), JsonLines(), TextLines(colours=False)):
+        text = formatter.format(made)
+        assert SENT not in text
+        assert "input_value=REDACTED" in text
+
+
+@pytest.mark.parametrize(
     ("message", "args"),
     [("{'pin': input_value=x", ()), ("%s", ()), ("%d", ("x",)), ("fine: %s", ("input",)), (7, ())],
 )
