@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,8 +106,8 @@ def test_what_passes_on_stock_passes_on_ours(suite: str, suites: Path, tmp_path:
     """
     Every test of contrib's suite that stock passes, ours passes, or a reason is on record; and no recorded difference is stale.
     """
-    stock, _ = outcomes(suites, suite, "stock", tmp_path)
-    ours, report = outcomes(suites, suite, "ours", tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        (stock, _), (ours, report) = pool.map(lambda runs: outcomes(suites, suite, runs, tmp_path), ("stock", "ours"))
     passing = {test for test, outcome in stock.items() if outcome == "passed"}
     assert len(passing) >= SUITES[suite]
     lost = {test for test in passing if ours.get(test) != "passed"}
