@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
 _SCOPE: Final = "_otel_correlation_scope"
@@ -60,6 +62,8 @@ def watch(announce: Callable[[], None]) -> None:
         _watching = True
         register_post_import_hook(_guarded(_on_signals), "celery.signals")
         register_post_import_hook(_guarded(_on_strategy), "celery.worker.strategy")
+        register_post_import_hook(_guarded(_on_request), "celery.worker.request")
+        register_post_import_hook(_guarded(_on_consumer), "celery.worker.consumer.consumer")
         register_post_import_hook(_guarded(_on_official), "opentelemetry.instrumentation.celery")
 
 
@@ -180,14 +184,52 @@ def _on_strategy(module: ModuleType) -> None:
 
         @functools.wraps(handle)
         def _handle(message: Any, *args: Any, **kwargs: Any) -> Any:
-            headers = message.headers or {}
-            # Without a trace to continue the task begins one, and this line cannot know it.
-            with continue_from(headers) if semconv.TRACEPARENT in headers else nullcontext():
+            with _inside(message.headers):
                 return handle(message, *args, **kwargs)
 
         return _handle
 
     module.__dict__["default"] = _default
+
+
+def _on_request(module: ModuleType) -> None:
+    """
+    Put the ids on what the worker's main process says of a task that no child brings to an end.
+
+    It was expired or revoked, took too long, or lost its process: this line is all there is of it.
+    """
+    for name in ("revoked", "on_timeout", "on_failure"):
+        _wrap(module.__dict__["Request"], name, operator.attrgetter("request_dict"), 0)
+
+
+def _on_consumer(module: ModuleType) -> None:
+    """
+    Put the ids on what it says of a message that it cannot take.
+    """
+    for name in ("on_unknown_task", "on_invalid_task"):
+        _wrap(module.__dict__["Consumer"], name, operator.attrgetter("headers"), 2)
+
+
+def _wrap(owner: Any, name: str, headers: Callable[[Any], Any], at: int) -> None:
+    """
+    Run a method inside of the identity of the message that is its argument at this place.
+    """
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def _method(*args: Any, **kwargs: Any) -> Any:
+        with _inside(headers(args[at])):
+            return method(*args, **kwargs)
+
+    setattr(owner, name, _method)
+
+
+def _inside(headers: dict[str, Any] | None) -> AbstractContextManager[Any]:
+    """
+    Continue a message's identity for the lines about it; without a trace the task begins one, which they cannot know.
+    """
+    known = headers and semconv.TRACEPARENT in headers and identity.current() is None
+    return continue_from(headers) if known else nullcontext()
 
 
 def _on_official(module: ModuleType) -> None:

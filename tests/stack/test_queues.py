@@ -275,6 +275,20 @@ def test_a_failed_task_says_why_once_and_leaks_nothing(stack: Stack) -> None:
     assert PLANTED not in stack.worker.log.read_text()
 
 
+def test_a_task_that_no_process_brings_to_an_end_has_lines_with_its_ids(stack: Stack) -> None:
+    """
+    Killed by its time limit, expired, or unknown to the worker: what the worker's main process says of a task has its ids.
+    """
+    stack.start("celery_web", celery())
+    here = stack.ask("killed").json()["here"]
+    stack.line(stack.worker, "Hard time limit (1s) exceeded for celery_app.hang", **here)
+    assert "exception" in stack.line(stack.worker, "Task handler raised error: TimeLimitExceeded", **here)
+    stack.line(stack.worker, "Discarding revoked task: celery_app.tell", **here)
+    stack.line(stack.worker, "Received unregistered task of type 'celery_app.unknown'", **here)
+    # Whatever the next task of this process is, it is not inside of these.
+    assert stack.ask("tell").json()["there"]["request_id"] == request_id("tell")
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_worker_that_stops_loses_no_span(stack: Stack, pool: str) -> None:
     """

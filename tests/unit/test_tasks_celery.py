@@ -144,6 +144,46 @@ def test_a_received_line_has_the_ids_of_the_message(signals: Any, wire: Wire) ->
         assert handle(SimpleNamespace(headers=headers), b"{}")[-1] is None
 
 
+def test_what_is_said_of_a_task_that_nobody_runs_has_its_ids(signals: Any, wire: Wire) -> None:
+    """
+    Lines about a discarded, killed or unknown task are inside of the identity that its message carries, and return as ever.
+    """
+
+    class Request:
+        def __init__(self, headers: dict[str, Any]) -> None:
+            self.request_dict = headers
+
+        def revoked(self) -> Any:
+            return request_id()
+
+        def on_timeout(self, soft: bool, timeout: int) -> Any:
+            return soft, timeout, request_id()
+
+        def on_failure(self, info: str, *, return_ok: bool = False) -> Any:
+            return info, return_ok, request_id()
+
+    class Consumer:
+        def on_unknown_task(self, body: object, message: Any, error: Exception) -> Any:
+            return body, type(message), type(error), request_id()
+
+        on_invalid_task = on_unknown_task
+
+    request, consumer = ModuleType("celery.worker.request"), ModuleType("celery.worker.consumer.consumer")
+    vars(request)["Request"], vars(consumer)["Consumer"] = Request, Consumer
+    celery._on_request(request)
+    celery._on_consumer(consumer)
+    carrying = {"traceparent": f"00-{1:032x}-{1:016x}-01", "X-Request-ID": "order-7781-customer-quote"}
+    for headers, known in ((carrying, "order-7781-customer-quote"), ({}, None)):
+        told, message = Request(headers), SimpleNamespace(headers=headers)
+        assert told.revoked() == known
+        assert told.on_timeout(True, 2) == (True, 2, known)
+        assert told.on_failure("lost", return_ok=True) == ("lost", True, known)
+        for tell in (Consumer().on_unknown_task, Consumer().on_invalid_task):
+            assert tell(None, message, KeyError("tell")) == (None, SimpleNamespace, KeyError, known)
+    with work("a task in this very thread"):
+        assert Request(carrying).revoked() == request_id()
+
+
 def worker_starts(signals: Any, options: dict[str, Any], **conf: str) -> bool:
     """
     Start a worker; tell whether Celery would leave logging alone.

@@ -5,6 +5,7 @@ A Celery application; its worker and its callers know nothing of tracing.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import httpx
@@ -91,3 +92,11 @@ def fail(password: str) -> None:
     """
     message = f"duplicate key\nDETAIL:  Key (password)=({password}) already exists."
     raise ValueError(message)
+
+
+@app.task
+def hang() -> None:
+    """
+    Take longer than a task may.
+    """
+    time.sleep(60)

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.result import AsyncResult
 from celery_app import app as celery
-from celery_app import call, fail, ids, retried, start_chain, tell
+from celery_app import call, fail, hang, ids, retried, start_chain, tell
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -99,6 +99,17 @@ def failing(password: str) -> dict[str, Any]:
     Call a task that fails.
     """
     return {"here": ids(), "there": repr(fail.delay(password).get(propagate=False, timeout=60))[:9]}
+
+
+@app.get("/killed")
+def killed() -> dict[str, Any]:
+    """
+    Call tasks that no worker brings to an end: too slow, too late, and unknown there.
+    """
+    hang.apply_async(time_limit=1)
+    tell.apply_async(expires=-1)
+    celery.send_task("celery_app.unknown")
+    return {"here": ids()}
 
 
 @app.get("/lost")
