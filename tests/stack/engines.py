@@ -450,6 +450,19 @@ class Kafka(Engine):
         lines = self._admin("GetOffsetShell", "--topic", topic).splitlines()
         return {int(line.split(":")[1]): int(line.split(":")[2]) for line in lines if line.startswith(topic)}
 
+    def partitions(self, topic: str) -> dict[str, set[int]]:
+        """
+        Return, per key, the partitions that have a message of it.
+        """
+        shown = (f"--property=print.{what}" for what in ("partition=true", "key=true", "value=false"))
+        wanted = ("--from-beginning", f"--max-messages={sum(self.offsets(topic).values())}", *shown)
+        found: dict[str, set[int]] = {}
+        for line in self._admin("consumer.ConsoleConsumer", "--topic", topic, *wanted).splitlines():
+            if line.startswith("Partition:"):
+                partition, key = line.removeprefix("Partition:").split("\t")
+                found.setdefault(key, set()).add(int(partition))
+        return found
+
     def lag(self, group: str) -> dict[int, int]:
         """
         Return, per partition, how many messages the group has not committed; all of them where it never committed one.

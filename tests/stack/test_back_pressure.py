@@ -28,10 +28,10 @@ pytestmark = pytest.mark.needs("collector", "jaeger")
 
 RATE = 1600  # Spans a second that the service makes; the slow store manages half of it.
 # What each queue holds. The router's is no smaller than the agent's: a batch that is larger than a queue never fits into it.
-ITEMS = {"agent": 2000, "router": 2000, "sampler-0": 1000, "sampler-1": 1000}
+ITEMS = {"agent": 1000, "router": 2000, "sampler-0": 1000, "sampler-1": 1000}
 MEMORY_MIB = 200
-SERVICE_ITEMS = 2048
-ENOUGH = 1000  # Spans dropped by the service, which then are no accident of one moment.
+SERVICE_ITEMS = 1024
+ENOUGH = 500  # Spans dropped by the service, which then are no accident of one moment.
 
 
 @dataclass(slots=True)
