@@ -531,6 +531,30 @@ def test_the_tiers_run_as_rendered_and_carry_a_trace(machine: Machine, jaeger: J
     assert re.search(rf'^{wanted}{{[^}}]*exporter="load_balancing"', own, re.MULTILINE)
 
 
+def test_certificates_are_renewed_under_the_same_authority(tmp_path: Path) -> None:
+    """
+    certificates.sh run again makes new certificates, and no new authority that nobody who runs would believe.
+
+    Without openssl it says so and makes nothing.
+    """
+    script, made = DEPLOY / "scale/mtls/certificates.sh", tmp_path / "made"
+    run(script, made)
+    before = {path.name: path.read_bytes() for path in (*made.glob("*.crt"), *made.glob("agent/tls.crt"))}
+    run(script, made, "localhost")
+    after = {path.name: path.read_bytes() for path in (*made.glob("*.crt"), *made.glob("agent/tls.crt"))}
+    assert after["ca.crt"] == before["ca.crt"]
+    assert after["tls.crt"] != before["tls.crt"]
+    run("openssl", "verify", "-CAfile", made / "ca.crt", made / "agent/tls.crt", made / "sampler/tls.crt")
+    path = tmp_path / "bin"
+    path.mkdir()
+    (path / "mkdir").symlink_to(str(shutil.which("mkdir")))
+    ended = subprocess.run(
+        ["/bin/sh", script, tmp_path / "none"], env={"PATH": str(path)}, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, "openssl" in ended.stderr) == (1, True)
+    assert list((tmp_path / "none").iterdir()) == []
+
+
 @pytest.mark.needs("kubernetes", "kafka")
 def test_three_kafka_nodes_start_by_the_shipped_script(machine: Machine) -> None:
     """
