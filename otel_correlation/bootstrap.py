@@ -76,6 +76,10 @@ from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 from otel_correlation.tasks import arq, celery  # noqa: E402
 
 # The instrumentations that know sqlcommenter, and which of its values a statement gets: of all only the traceparent.
+# What sends the request id on: all that is wanted of instrumentations where the SDK is disabled.
+_SENDING: Final = tuple(
+    f"opentelemetry.instrumentation.{name}" for name in ("httpx", "requests:", "aiohttp_client:", "urllib3:", "urllib:")
+)
 _COMMENTING: Final = tuple(
     f"opentelemetry.instrumentation.{name}:"
     for name in ("sqlalchemy", "psycopg", "psycopg2", "mysql", "mysqlclient", "pymysql", "pymssql", "sqlite3")
@@ -139,7 +143,7 @@ class Distro(BaseDistro):  # type: ignore[misc]
                 return
             if settings.patch_threads and value.startswith("opentelemetry.instrumentation.threading:"):
                 return  # ours does it, for subclasses that override run(), too
-            if settings.sdk_disabled and not value.startswith("opentelemetry.instrumentation.httpx"):
+            if settings.sdk_disabled and not value.startswith(_SENDING):
                 return
             if settings.sql_comments and value.startswith(_COMMENTING):
                 kwargs = {"enable_commenter": True, "commenter_options": _COMMENT, **kwargs}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,6 +162,18 @@ def test_other_clients_send_the_trace_and_the_request_id(stack: Stack, path: str
     assert came["traceparent"].split("-")[1:3] == [client.trace_id, client.span_id]
     assert client.attributes["request_id"] == request_id(path)
     assert stack.sink.wait(lambda: any(span.parent_span_id == client.span_id for span in list(stack.sink.spans)))
+
+
+def test_without_the_sdk_other_clients_send_the_request_id(stack: Stack) -> None:
+    """
+    With OTEL_SDK_DISABLED a call through requests or aiohttp carries the request id and no trace, as one through httpx does.
+    """
+    disabled = replace(stack)
+    disabled.start(OTEL_SDK_DISABLED="true")
+    for path in ("requests", "aiohttp"):
+        came = disabled.ask(path).json()
+        assert came["x-request-id"] == request_id(path)
+        assert "traceparent" not in came
 
 
 @pytest.mark.parametrize("path", ["sqlalchemy", "sqlalchemy-async", "asyncpg", "psycopg", "null", "redis"])
