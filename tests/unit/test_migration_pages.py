@@ -4,6 +4,7 @@ The migration pages against reality: one set of requests under stock, FastAPI's 
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PAGES = Path(__file__).parents[2] / "docs/how-to"
 CONTRIB = (PAGES / "migrate-from-contrib.md").read_text()
 NATIVE = (PAGES / "migrate-from-fastapi-native.md").read_text()
+ASGI_CORRELATION_ID = (PAGES / "migrate-from-asgi-correlation-id.md").read_text()
 TUTORIAL = (PAGES / "migrate-from-tutorial-middleware.md").read_text()
 FASTAPI = Path(fastapi.applications.__file__).read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -383,6 +385,17 @@ def test_every_option_of_fastapis_telemetry_is_on_the_page() -> None:
 
     listed = {name for row in table(NATIVE, "`FastAPI(telemetry={...})`", "here") for name in names(row[0])}
     assert listed >= TelemetryConfig.__annotations__.keys()
+
+
+def test_every_argument_of_asgi_correlation_id_is_on_the_page() -> None:
+    """
+    The tables have each argument that the installed middleware and filter take.
+    """
+    installed = pytest.importorskip("asgi_correlation_id")  # not among the oldest versions
+    for theirs in ("CorrelationIdMiddleware", "CorrelationIdFilter"):
+        rows = table(ASGI_CORRELATION_ID, f"`{theirs}`", "here")
+        listed = {name.partition("=")[0] for row in rows for name in names(row[0])}
+        assert listed | {"app"} >= inspect.signature(getattr(installed, theirs)).parameters.keys()
 
 
 @pytest.mark.slow
