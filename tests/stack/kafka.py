@@ -22,6 +22,9 @@ from tests.stack import build
 VERSION: Final = "4.1.1"
 JAVA_MINIMUM: Final = 17  # Kafka 4's brokers.
 SOURCE: Final = build.SOURCES / "kafka"
+# What Dockerfile of apache/kafka declares. A volume that is mounted above one of these is hidden by a new, empty one: Docker
+# makes it for each container, and containerd throws it away with the container.
+IMAGE_VOLUMES: Final = ("/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config")
 COPY: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 ADVICE: Final = "install it, on Debian by: apt-get install --no-install-recommends openjdk-17-jre-headless maven"
 
@@ -42,6 +45,15 @@ def java() -> str:
         what = f"version {version[1]}" if version else "one that does not run"
         raise build.StackError(f"Kafka needs Java {JAVA_MINIMUM} or newer and found {what} at {found}: {ADVICE}")
     return found
+
+
+def lasts(directory: str, mounted: str) -> bool:
+    """
+    Tell whether what the image's Kafka writes to ``directory`` lies on the volume that is ``mounted`` there or above.
+    """
+    hiding = [volume for volume in IMAGE_VOLUMES if volume != mounted]
+    inside = (Path(directory), *Path(directory).parents)
+    return Path(mounted) in inside and not any(Path(volume) in inside for volume in hiding)
 
 
 def _entry() -> str:

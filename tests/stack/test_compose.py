@@ -303,7 +303,7 @@ def test_kafka_takes_its_file(everything: Services, tmp_path: Path) -> None:
 
     def formatted(text: str) -> int:
         properties = tmp_path / "kafka.properties"
-        properties.write_text(text.replace("/var/lib/kafka", str(tmp_path)))
+        properties.write_text(re.sub("(?m)^log.dirs=.*", f"log.dirs={tmp_path}/data", text))
         command = [
             kafka.java(),
             "-cp",
@@ -317,6 +317,15 @@ def test_kafka_takes_its_file(everything: Services, tmp_path: Path) -> None:
 
     assert formatted(shipped) == 0
     assert formatted(shipped.replace("broker,controller", "brokers")) != 0
+
+
+def test_kafka_keeps_its_messages_on_its_volume(everything: Services) -> None:
+    """
+    What Kafka writes lies on the named volume, and on none that Docker makes because the image asks for it.
+    """
+    mounts = {volume["type"]: volume for volume in everything["kafka"]["volumes"]}
+    (logs,) = re.findall(r"^log.dirs=(.+)$", Path(mounts["bind"]["source"]).read_text(), re.MULTILINE)
+    assert kafka.lasts(logs, mounts["volume"]["target"])
 
 
 def test_kafka_takes_what_the_router_writes(everything: Services) -> None:
