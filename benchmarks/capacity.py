@@ -583,8 +583,10 @@ def measurements(measured: Measurements) -> str:
     """
     content = measured.content
     versions = ", ".join(f"{name} {version}" for name, version in sorted(content["versions"].items()))
+    command, _, part = content["command"].partition(" --only ")
+    ran = f"`{command}` in parts, the last `--only {part}`," if part else f"`{command}`"
     lines = [
-        f"`{content['command']}` on {content['date'][:10]}: {content['machine']}; {versions}.",
+        f"{ran} on {content['date'][:10]}: {content['machine']}; {versions}.",
         f"Load average at the end: {content['load_average'][0]}.",
         "",
         "| tier | item | CPU us each | min - max | highest rate seen, at share of the core | peak MiB | B each |",
