@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_correlation.tasks import carriers, processes, threads
+from otel_correlation.tasks import carriers, garbage, processes, threads
 from otel_correlation.tasks.carriers import continue_from, inject, work
 from otel_correlation.tasks.processes import carried
 
@@ -28,6 +28,7 @@ def activate(settings: Callable[[], Settings], start: Callable[[Settings], None]
     """
     carriers.switch(settings)
     processes.switch(settings, start)
+    garbage.activate()
     if settings().patch_threads:
         threads.activate()
     else:
@@ -40,4 +41,5 @@ def deactivate() -> None:
     """
     carriers.switch(None)
     processes.switch(None)
+    garbage.deactivate()
     threads.deactivate()
