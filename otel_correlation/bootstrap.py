@@ -75,11 +75,11 @@ from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
 from otel_correlation.tasks import arq, celery  # noqa: E402
 
-# The instrumentations that know sqlcommenter, and which of its values a statement gets: of all only the traceparent.
 # What sends the request id on: all that is wanted of instrumentations where the SDK is disabled.
 _SENDING: Final = tuple(
     f"opentelemetry.instrumentation.{name}" for name in ("httpx", "requests:", "aiohttp_client:", "urllib3:", "urllib:")
 )
+# The instrumentations that know sqlcommenter, and which of its values a statement gets: of all only the traceparent.
 _COMMENTING: Final = tuple(
     f"opentelemetry.instrumentation.{name}:"
     for name in ("sqlalchemy", "psycopg", "psycopg2", "mysql", "mysqlclient", "pymysql", "pymssql", "sqlite3")

@@ -139,9 +139,9 @@ def stash(error: BaseException) -> None:
     ids.
     """
     try:
-        # Not setattr(): frozen dataclasses and attrs classes refuse it.
-        object.__setattr__(error, _STASH, log_ids())
-    except Exception:  # noqa: BLE001 - a class of somebody else's that has no room
+        # Not past a frozen class, whose copies and pickles have no other fields than its own.
+        setattr(error, _STASH, log_ids())
+    except Exception:  # noqa: BLE001 - a frozen exception class, or somebody's __setattr__
         return
 
 

@@ -400,11 +400,13 @@ class Tracer:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 
-def _tells_of(event: Any, values: Mapping[str, Any]) -> bool:
+def _tells_of(event: Any, values: Mapping[str, Any], limit: int | None) -> bool:
     held: Mapping[str, Any] = event.attributes or {}
-    kind, text = exception_attributes.EXCEPTION_TYPE, exception_attributes.EXCEPTION_MESSAGE
-    # The SDK's own span has the text unscrubbed until it ends.
-    return bool(held.get(kind) == values[kind] and scrub(str(held.get(text))) == values[text])
+    if held.get(exception_attributes.EXCEPTION_TYPE) != values[exception_attributes.EXCEPTION_TYPE]:
+        return False
+    text, told = str(held.get(exception_attributes.EXCEPTION_MESSAGE)), values[exception_attributes.EXCEPTION_MESSAGE]
+    # The SDK's own span has the text unscrubbed until it ends, and cut where there is a limit.
+    return bool(scrub(text) == told or (len(text) == limit and told.startswith(scrub(text))))
 
 
 def _drop(span: Any) -> None:
@@ -426,7 +428,8 @@ def record_exception(
     if not span.is_recording():
         return
     values = exception_event(error, trace)
-    if not any(_tells_of(event, values) for event in getattr(span, "events", ())):
+    limit = getattr(getattr(span, "_limits", None), "max_attribute_length", None)
+    if not any(_tells_of(event, values, limit) for event in getattr(span, "events", ())):
         span.add_event("exception", values)
     span.set_attribute("error.type", error_type or cast("str", values[exception_attributes.EXCEPTION_TYPE]))
     span.set_status(StatusCode.ERROR)

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
-from otel_correlation.edge._record import call_hook, finish, leave, only, record_error
+from otel_correlation.edge._record import call_hook, finish, leave, record_error
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 
@@ -90,7 +90,7 @@ class _Socket:
         self._accepted = False
         self._handshake_over = False
         self._close_code: int | None = None
-        self._gone = False
+        self._gone: OSError | None = None
         self._message_span: Span | None = None
         self._message_token: Any = None
         # Where the token belongs, if that is not the context of the task that receives.
@@ -128,8 +128,8 @@ class _Socket:
                 guard.report("edge.websocket")
         try:
             await self._send(message)
-        except OSError:  # ASGI: the client is gone
-            self._gone = True
+        except OSError as error:  # ASGI: the client is gone
+            self._gone = error
             raise
         if body is not None:
             await self._send(body)
@@ -200,14 +200,25 @@ class _Socket:
                     pass
             detach(self._message_token)
 
+    def _is_own_end(self, error: BaseException) -> bool:
+        """
+        Tell whether an error says that this connection ended; the end of another that the handler sent to is a failure.
+        """
+        if isinstance(error, BaseExceptionGroup):
+            return all(self._is_own_end(member) for member in error.exceptions)
+        if not isinstance(error, WebSocketDisconnect):
+            return False
+        # Starlette raises it for what a send raised, or for the message that a receive got.
+        sent = error.__context__
+        return sent is self._gone if isinstance(sent, OSError) else self._close_code is not None
+
     def finish(self) -> None:
         """
         End what is open, and tell how the connection ended.
         """
         record = self._record
         error = record.error
-        # Of this connection: a handler that sends to other sockets too may fail by the end of one of those.
-        if (self._gone or self._close_code is not None) and only(error, WebSocketDisconnect):
+        if error is not None and self._is_own_end(error):
             # The handler let the end of the connection pass through: that is how it ended, and no failure.
             error = record.error = None
         message_span = self._message_span

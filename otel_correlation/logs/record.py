@@ -321,14 +321,15 @@ def may_quote(record: logging.LogRecord) -> bool:
     """
     Tell whether a message may hold an exception's text: it is a warning or worse, is one, or has one as an argument.
     """
-    if is_warning(record) or isinstance(record.msg, BaseException):
+    # By the type: isinstance() may ask an object's own __class__, which is code of the user's.
+    if is_warning(record) or issubclass(type(record.msg), BaseException):
         return True
     arguments: Any = record.args
     if type(arguments) is dict:
         arguments = tuple(arguments.values())
     if type(arguments) is tuple:
         for argument in arguments:
-            if isinstance(argument, BaseException):
+            if issubclass(type(argument), BaseException):
                 return True
     return False
 
@@ -338,7 +339,8 @@ def _clean(record: logging.LogRecord) -> logging.LogRecord:
     Return the record without what an exception's text in its message quotes of a user; the record itself stays.
     """
     # A dict is structlog's; what begins with a brace was rendered, and whoever did that looked at its exceptions.
-    if not isinstance(record.msg, str | BaseException) or (isinstance(record.msg, str) and record.msg[:1] == "{"):
+    kind = type(record.msg)
+    if not issubclass(kind, str | BaseException) or (issubclass(kind, str) and record.msg[:1] == "{"):
         return record
     try:
         message = record.getMessage()

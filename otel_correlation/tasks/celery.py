@@ -29,6 +29,7 @@ from wrapt import register_post_import_hook
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.export import exits
 from otel_correlation.policy import scrub
+from otel_correlation.propagators import extract_from_headers
 from otel_correlation.tasks.carriers import continue_from, inject
 from otel_correlation.tracer import class_name
 
@@ -228,7 +229,9 @@ def _inside(headers: dict[str, Any] | None) -> AbstractContextManager[Any]:
     """
     Continue a message's identity for the lines about it; without a trace the task begins one, which they cannot know.
     """
-    known = headers and semconv.TRACEPARENT in headers and identity.current() is None
+    found = headers.get(semconv.TRACEPARENT) if headers and identity.current() is None else None
+    text = found.encode("latin-1", "replace") if isinstance(found, str) else found
+    known = isinstance(text, bytes) and extract_from_headers([text], []) is not None
     return continue_from(headers) if known else nullcontext()
 
 

@@ -10,65 +10,64 @@ it has the ids of that place.
 
 from __future__ import annotations
 
-import contextvars
 import gc
 import sys
 from collections import deque
+from contextvars import Context as Variables
+from contextvars import copy_context
+from functools import partial
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import _RUNTIME_CONTEXT, Context
 
-from otel_correlation import identity
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-_NOTHING: Final = Context()
+_callback: Callable[..., Any] | None = None
 
-# Up to 3.11 a collection may begin in the middle of a change of the very context that we change, whose C code has only
-# borrowed the table of values: freed by us, it would be read once more. So tables are kept until a collection
-# elsewhere; those of the same instruction, which may still be running, together.
-_KEEP: Final = sys.version_info < (3, 12)
-_kept: deque[contextvars.Context] = deque(maxlen=8)
-_place: tuple[int, int] | None = None
-
-_token: Any = None  # one for all threads: the interpreter runs one collection at a time
+# Up to 3.11 a collection may begin in the middle of a change of the very context that is changed here, whose C code has
+# only borrowed the table of values: freed by us, it would be read once more. Several collections fit into one such
+# change (finalizers allocate), so the last tables are kept, and what their variables hold with them.
+_TABLES: Final = 4 if sys.version_info < (3, 12) else 0
 
 
-def _around(phase: str, _info: Mapping[str, int]) -> None:
-    global _token  # noqa: PLW0603 - a callback of the interpreter's only collector
-    if phase == "start":
-        if _RUNTIME_CONTEXT.get_current():
-            if _KEEP:
-                _keep()
-            _token = _RUNTIME_CONTEXT.attach(_NOTHING)
-    elif _token is not None:
-        token, _token = _token, None
-        identity.detach(token)
+def _around(variable: Any) -> Callable[..., Any]:
+    """
+    Return the callback of the collector, made of nothing that is written in Python.
 
-
-def _keep() -> None:
-    global _place  # noqa: PLW0603 - see above
-    frame = sys._getframe(1).f_back  # none where the interpreter ends
-    place = id(frame), frame.f_lasti if frame else 0
-    if place != _place:
-        _kept.clear()
-        _place = place
-    _kept.append(contextvars.copy_context())
+    Python code in a callback would be the first to run after a collection, so that a signal of that time would be
+    handled in it: what the handler raises (``KeyboardInterrupt``, a time limit of Celery's) would end there, unseen.
+    """
+    kept: deque[Variables] = deque(maxlen=_TABLES)
+    keep = map(kept.append, starmap(copy_context, repeat(())))
+    # Each start sets an empty context and leaves the token for its stop; collections do not overlap. No token stays
+    # anywhere, because it holds the context that it was made in.
+    tokens: deque[Any] = deque()
+    leave = map(tokens.append, map(variable.set, repeat(Context())))
+    begin = partial(next, zip(keep, leave, strict=False))
+    end = partial(next, map(variable.reset, iter(tokens.pop, None)))
+    # getattr(phases, phase, info) runs the property of this name.
+    return partial(getattr, type("Phases", (), {"start": property(begin), "stop": property(end)})())
 
 
 def activate() -> None:
     """
     Take the identity away from whatever a collection runs.
     """
-    if _around not in gc.callbacks:
-        gc.callbacks.append(_around)
+    global _callback  # noqa: PLW0603 - the interpreter has one collector
+    variable = getattr(_RUNTIME_CONTEXT, "_current_context", None)
+    # Another implementation of OpenTelemetry's context is left as it is.
+    if _callback is None and variable is not None:
+        _callback = _around(variable)
+        gc.callbacks.append(_callback)
 
 
 def deactivate() -> None:
     """
     Leave collections as they were found.
     """
-    if _around in gc.callbacks:
-        gc.callbacks.remove(_around)
-    _kept.clear()
+    global _callback  # noqa: PLW0603 - see activate()
+    if _callback is not None and _callback in gc.callbacks:
+        gc.callbacks.remove(_callback)
+    _callback = None

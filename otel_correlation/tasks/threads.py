@@ -60,7 +60,7 @@ class _Carried:
             identity.stash(error)
             if error.__traceback__ is not None:
                 # Without this frame; not by assignment, which a frozen exception refuses.
-                error.with_traceback(error.__traceback__.tb_next)
+                BaseException.with_traceback(error, error.__traceback__.tb_next)
             raise
         finally:
             identity.detach(token)

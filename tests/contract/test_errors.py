@@ -394,6 +394,32 @@ async def base_group() -> None:
     raise BaseExceptionGroup("both", [OutOfStockError("seven left"), SystemExit(3), BrokenError("disk full")])
 
 
+class OddGroupError(ExceptionGroup[Exception]):
+    """
+    A group that cannot be split.
+    """
+
+    def derive(self, excs: Any) -> Any:
+        """
+        Fail.
+        """
+        raise OutOfStockError("cannot derive")
+
+
+def test_a_group_that_cannot_be_split_is_recorded(wire: Wire) -> None:
+    """
+    Whatever a group's class does when it is split, the request has its span and its error.
+    """
+    app = FastAPI()
+
+    @app.get("/x")
+    async def x() -> None:
+        raise OddGroupError("odd", [BrokenError("disk full"), ClientDisconnect()])
+
+    call(app, path="/x")
+    assert (wire.server.attributes or {})["error.type"] == f"{__name__}.OddGroupError"
+
+
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("endpoint", [in_task_group, in_anyio_group, base_group])
 def test_exception_group_is_recorded_once(wire: Wire, endpoint: Callable[..., Any], behind: bool) -> None:

@@ -316,7 +316,7 @@ async def to_a_vanished_client(app: FastAPI, path: str) -> None:
     await app(scope, receive, send)
 
 
-@pytest.mark.parametrize("whose", ["own", "other"])
+@pytest.mark.parametrize("whose", ["own", "other", "farewell"])
 def test_a_vanished_client_is_the_failure_of_who_did_not_expect_it(wire: Wire, whose: str) -> None:
     """
     The end of its own connection is no failure of a handler; that of another, to which it sent, is what ended it.
@@ -339,6 +339,15 @@ def test_a_vanished_client_is_the_failure_of_who_did_not_expect_it(wire: Wire, w
     async def broadcasts(websocket: WebSocket) -> None:
         await websocket.accept()
         await (await joined.get()).send_text(await websocket.receive_text())
+
+    @app.websocket("/farewell")
+    async def chat(websocket: WebSocket) -> None:
+        await websocket.accept()
+        other = await joined.get()
+        try:
+            await websocket.send_text(await websocket.receive_text())
+        except WebSocketDisconnect:
+            await other.send_text("left")
 
     async def run() -> None:
         waiter = asyncio.create_task(to_a_vanished_client(app, "/waits"))

@@ -244,16 +244,15 @@ def test_ids_left_on_an_exception_are_there_after_the_request(error: BaseExcepti
 
 
 @pytest.mark.parametrize("error", [Frozen(), Hostile()])
-def test_an_exception_that_is_frozen_carries_the_ids(error: BaseException) -> None:
+def test_an_exception_that_takes_no_attribute_is_left_alone(error: BaseException) -> None:
     """
-    A class that lets nobody set attributes (frozen dataclasses, attrs) is not asked, and stays as it is to its users.
+    An exception that cannot carry ids passes unchanged, what its copies are made of too, without a failure of ours.
     """
+    before = dict(vars(error))
     with _request(span=_span()):
         stash(error)
-        ids = log_ids()
-    assert stashed(error) == ids
-    assert error.args == ()
-    assert error == type(error)() or isinstance(error, Hostile)
+    assert stashed(error) is None
+    assert vars(error) == before
     with pytest.raises((FrozenInstanceError, RuntimeError)):
         error.anything = 1  # type: ignore[attr-defined]
 

@@ -124,6 +124,36 @@ def test_an_exception_that_is_logged_shows_no_value_of_a_user(level: int, messag
         assert "input_value=REDACTED" in text
 
 
+class Unbound:
+    """
+    A proxy of nothing, as lazy objects of libraries are outside of a request; it can be shown all the same.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """
+        Ask what is not there.
+        """
+        raise RuntimeError("unbound")
+
+    def __str__(self) -> str:
+        return "fine"
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [("%s%s", (Unbound(), "")), ("fine%(other).0s", ({"other": Unbound()},)), (Unbound(), ())],
+    ids=["argument", "named argument", "message"],
+)
+@pytest.mark.usefixtures("installed")
+def test_an_object_that_does_not_say_what_it_is_costs_no_line(message: Any, args: Any) -> None:
+    """
+    Looking for exceptions in a record runs no code of what is logged.
+    """
+    made = logging.LogRecord("shop", logging.INFO, "", 0, message, args, None)
+    assert logging.Formatter("%(message)s").format(made) == "fine"
+
+
 @pytest.mark.parametrize(
     ("message", "args"),
     [("{'pin': input_value=x", ()), ("%s", ()), ("%d", ("x",)), ("fine: %s", ("input",)), (7, ())],

@@ -140,7 +140,13 @@ def test_a_received_line_has_the_ids_of_the_message(signals: Any, wire: Wire) ->
     handle = strategy.__dict__["default"]("tell", info="info")
     carrying = {"traceparent": f"00-{1:032x}-{1:016x}-01", "X-Request-ID": "order-7781-customer-quote"}
     assert handle(SimpleNamespace(headers=carrying), b"{}") == ("tell", "info", b"{}", "order-7781-customer-quote")
-    for headers in (None, {}, {"X-Request-ID": "order-7781-customer-quote"}):
+    for headers in (
+        None,
+        {},
+        {"X-Request-ID": "order-7781-customer-quote"},
+        {"traceparent": "00-zz"},
+        {"traceparent": 7},
+    ):
         assert handle(SimpleNamespace(headers=headers), b"{}")[-1] is None
 
 

@@ -5,10 +5,12 @@ Whose identity the garbage collector's finalizers have: nobody's.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +66,42 @@ for thread in threads:
     thread.join()
 gc.set_threshold(0)
 sys.exit(str(wrong[:3]) if wrong else 0)
+"""
+
+
+# As Celery's time limits: a signal's handler raises, most often while a collection of a big heap runs.
+SIGNALS = """
+import gc, random, signal, sys, time
+from otel_correlation import bootstrap, request_id, work
+
+bootstrap()
+heap = [[number] for number in range(1_000_000)]
+
+class Limit(Exception):
+    pass
+
+def limit(*_):
+    raise Limit
+
+signal.signal(signal.SIGALRM, limit)
+missed = foreign = 0
+for turn in range(30):
+    begun = time.monotonic()
+    foreign += request_id() is not None
+    interrupted = False
+    try:
+        with work("task"):
+            mine = request_id()
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+            while time.monotonic() < begun + 60:
+                gc.collect()
+                foreign += request_id() != mine
+    except Limit:
+        interrupted = time.monotonic() < begun + 60
+    missed += not interrupted
+    if missed:
+        break
+sys.exit(f"missed {missed}, foreign {foreign}" if missed or foreign else 0)
 """
 
 
@@ -150,6 +188,38 @@ def test_a_collection_in_any_thread_leaves_the_context_as_it_was() -> None:
     for thread in threads:
         thread.join()
     assert seen == [True, True, True]
+
+
+def test_a_collection_keeps_no_context() -> None:
+    """
+    What the variables of interrupted contexts held is free after some more collections.
+    """
+    held = contextvars.ContextVar[object]("held")
+
+    class Value:
+        pass
+
+    def inside(value: Value) -> None:
+        held.set(value)
+        with work("one"):
+            gc.collect()
+
+    values = []
+    for _ in range(20):
+        value = Value()
+        values.append(weakref.ref(value))
+        contextvars.copy_context().run(inside, value)
+    del value
+    gc.collect()
+    assert sum(value() is not None for value in values) <= 5
+
+
+def test_a_signal_during_a_collection_reaches_the_program() -> None:
+    """
+    What a signal's handler raises arrives, whenever the signal comes, and the identity is right before and after.
+    """
+    ended = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_switched_off_it_is_gone() -> None:

@@ -18,7 +18,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio.to_thread
 import pytest
@@ -366,6 +366,30 @@ def test_a_frozen_exception_of_a_task_is_the_same(pool: ThreadPoolExecutor) -> N
     with work("tick"):
         assert pool.submit(fail).exception(DEADLINE_S) is error
     assert frames(error) == ["run", "fail"]
+
+
+class OwnTraceback(Exception):  # noqa: N818
+    """
+    An exception with a method of its own where others have Python's.
+    """
+
+    def with_traceback(self, trace: Any, note: str) -> Self:  # type: ignore[override]
+        """
+        Want one argument more.
+        """
+        return self
+
+
+def test_an_exception_of_a_task_keeps_its_own_methods(pool: ThreadPoolExecutor) -> None:
+    """
+    Whatever an exception's class has made of ``with_traceback``, the task's exception is that one.
+    """
+
+    def fail() -> None:
+        raise OwnTraceback
+
+    with work("tick"):
+        assert type(pool.submit(fail).exception(DEADLINE_S)) is OwnTraceback
 
 
 def test_cancelling(pool: ThreadPoolExecutor) -> None:

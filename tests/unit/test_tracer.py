@@ -702,6 +702,21 @@ def test_a_plain_span_goes_through_a_stock_exporter() -> None:
 # ---- exceptions
 
 
+@pytest.mark.parametrize("limit", [None, 100])
+def test_an_exception_that_was_recorded_and_cut_is_not_recorded_again(limit: int | None) -> None:
+    """
+    Where attributes have a greatest length, the event of user code is known by what is left of its message.
+    """
+    span = TracerProvider(span_limits=SpanLimits(max_attribute_length=limit)).get_tracer("shop").start_span("work")
+    error, other = OwnError("z" * 500), OwnError("y" * 500)
+    span.record_exception(error)
+    record_exception(span, error)
+    assert isinstance(span, ReadableSpan)
+    assert len(span.events) == 1
+    record_exception(span, other)
+    assert len(span.events) == 2
+
+
 def test_record_exception_marks_the_span(tracer: Tracer) -> None:
     """
     An exception that ended the work is one event, status ERROR and ``error.type``, by name or as told.
