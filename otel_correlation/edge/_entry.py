@@ -65,20 +65,20 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     parent: SpanContext | None = None
     received: str | None = None
     values: dict[str, Any] = {}
-    ours = propagate.get_global_textmap() is config.textmap
-    if (found or not ours) and not config.settings.sdk_disabled:
-        parent, values = _extract(config, found) if ours else _extract_foreign(scope)
+    links: Sequence[Link] = ()
+    trust = config.trust
+    # Asked first: of a caller whose context is thrown away nothing is parsed but two ids, for a link and an attribute.
+    restarted = trust is not None and not trust.continues(scope, semconv.SCOPE_PEER)
     if found and not config.id_names.isdisjoint(found):
         received = _received_id(config, record, found)
-    trust = config.trust
-    restarted = False
-    links: Sequence[Link] = ()
-    if trust is not None:
-        restarted = not trust.continues(scope, semconv.SCOPE_PEER)
-        if restarted:
-            links = _restart(config, scope, record, parent, received)
-            parent, received, values = None, None, {}
-        else:
+    if restarted:
+        links = _restart(config, scope, record, found, received)
+        received = None
+    else:
+        ours = propagate.get_global_textmap() is config.textmap
+        if (found or not ours) and not config.settings.sdk_disabled:
+            parent, values = _extract(config, found) if ours else _extract_foreign(scope)
+        if trust is not None:
             record.forced = trust.forces(headers)
     trace_id: int | None = None
     minted = False
@@ -166,10 +166,13 @@ def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[b
 
 
 def _restart(
-    config: ServerConfig, scope: Scope, record: Record, parent: SpanContext | None, received: str | None
+    config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], received: str | None
 ) -> Sequence[Link]:
     """
     End what a caller that is not trusted propagates: the application sees none of it, the span links to its trace.
+
+    The link is made of ``traceparent`` alone, which has a fixed length: neither the caller's tracestate nor its baggage
+    is parsed, and no propagator of another library is asked.
     """
     ending = config.wanted
     if propagate.get_global_textmap() is not config.textmap:
@@ -178,13 +181,13 @@ def _restart(
     # A list of its own, also where nothing goes: the final id is added to it.
     scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in ending]
     record.caller_id = received
-    if parent is None and received is None:
+    caller: SpanContext | None = None
+    if not config.settings.sdk_disabled and "tracecontext" in config.settings.propagators:
+        caller = propagators.extract_from_headers(found.get(b"traceparent", []), [])
+    if caller is None and received is None:
         return ()
     guard.count("caller.restarted")
-    if parent is None:
-        return ()
-    # Without the caller's tracestate: up to 16 KB of whatever it likes.
-    return (Link(SpanContext(parent.trace_id, parent.span_id, True, parent.trace_flags)),)
+    return () if caller is None else (Link(caller),)
 
 
 def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], final: str) -> None:

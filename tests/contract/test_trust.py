@@ -340,6 +340,35 @@ def test_a_propagator_of_somebody_else(wire: Wire) -> None:
     restarted(wire, told, reply.request_id)
 
 
+def test_nothing_of_a_strangers_context_is_parsed(wire: Wire) -> None:
+    """
+    Baggage and tracestate that will be thrown away are not read, and no propagator of another library is asked.
+    """
+    wire.configure(edge="public", trusted_networks=["10.0.0.0/8"])
+    app = application()
+    many: Headers = [(b"baggage", b",".join(b"k%d=v" % number for number in range(70)))]
+    ask(app, many, **OUTSIDE)
+    assert "baggage.members_over_limit" not in guard.counters()
+    ask(app, many, **INSIDE)
+    assert guard.counters()["baggage.members_over_limit"] == 6
+
+    asked: list[object] = []
+
+    class Recording(Letter):
+        def extract(
+            self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
+        ) -> Context:
+            asked.append(carrier)
+            return super().extract(carrier, context, getter)
+
+    propagate.set_global_textmap(Recording())
+    letter: Headers = [(b"b3", f"{TRACE}-{CALLER}".encode())]
+    ask(app, letter, **OUTSIDE)
+    assert asked == []
+    ask(app, letter, **INSIDE)
+    assert len(asked) == 1
+
+
 PROXIED: dict[str, Any] = {"trusted_networks": ["10.0.0.0/8"], "trusted_proxies": ["192.0.2.80"]}
 
 
