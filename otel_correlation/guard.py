@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +21,14 @@ logger: Final = logging.getLogger("otel_correlation")
 STRICT_ENV: Final = "OTEL_CORRELATION_STRICT"
 
 _INTERVAL_S: Final = 60.0
-_lock = threading.Lock()
-_last: dict[str, float] = {}
+# A signal handler or a finalizer that logs may count at any bytecode, also while its own thread counts or adds up: no
+# lock is waited for here. What is counted is appended, which is one step, and added up in bulk by one thread at a time.
+_uncounted: Final[deque[tuple[str, int]]] = deque()
+_MAX_UNCOUNTED: Final = 256
+_PATIENCE_S: Final = 0.1
+_adding = threading.Lock()
 _counts: dict[str, int] = {}
+_last: dict[str, float] = {}
 
 
 class ConfigError(ValueError):
@@ -33,31 +39,58 @@ class ConfigError(ValueError):
 
 def count(reason: str, amount: int = 1) -> None:
     """
-    Add to the counter that ``stats()`` shows under ``reason``; never raises.
+    Add to the counter that ``stats()`` shows under ``reason``; never raises, never waits.
     """
-    with _lock:
-        _counts[reason] = _counts.get(reason, 0) + amount
+    _uncounted.append((reason, amount))
+    if len(_uncounted) > _MAX_UNCOUNTED:
+        _add_up()
+
+
+def _add_up(wait_s: float = 0.0) -> None:
+    """
+    Move what was counted into the table, unless that is being done: on another thread, or below this very call.
+    """
+    if not _adding.acquire(blocking=wait_s > 0, timeout=wait_s or -1):
+        return
+    try:
+        # Not until it is empty: what is counted meanwhile may never end.
+        for _ in range(len(_uncounted)):
+            reason, amount = _uncounted.popleft()
+            _counts[reason] = _counts.get(reason, 0) + amount
+    finally:
+        _adding.release()
 
 
 def counters() -> dict[str, int]:
     """
     Return a copy of all counters, by reason.
+
+    In a signal handler that interrupted ``counters`` or ``count`` themselves, the last 256 calls of ``count`` may miss.
     """
-    with _lock:
-        return dict(_counts)
+    # Another thread needs microseconds; a signal handler that interrupted it would wait for ever.
+    _add_up(_PATIENCE_S)
+    return dict(_counts)
+
+
+def _is_time(key: str) -> bool:
+    """
+    Tell whether the last line of this key was a minute ago, and remember this one.
+    """
+    # Without a lock: two threads at the same instant may both log.
+    now = time.monotonic()
+    last = _last.get(key)
+    if last is not None and now - last < _INTERVAL_S:
+        return False
+    _last[key] = now
+    return True
 
 
 def warn_seldom(key: str, message: str, *args: object) -> None:
     """
     Log a warning at most once a minute for each ``key``; ``args`` must never hold a value that a caller sent.
     """
-    now = time.monotonic()
-    with _lock:
-        last = _last.get(key)
-        if last is not None and now - last < _INTERVAL_S:
-            return
-        _last[key] = now
-    logger.warning(message, *args)
+    if _is_time(key):
+        logger.warning(message, *args)
 
 
 def report(where: str) -> None:
@@ -67,15 +100,10 @@ def report(where: str) -> None:
     if os.environ.get(STRICT_ENV):
         raise  # noqa: PLE0704 - called from an except block only
     count(f"internal_error.{where}")
-    now = time.monotonic()
-    with _lock:
-        last = _last.get(where)
-        if last is not None and now - last < _INTERVAL_S:
-            return
-        _last[where] = now
-    logger.exception(  # noqa: LOG004 - called from an except block only
-        "Telemetry failed in %s; the request is not affected. Reported at most once a minute.", where
-    )
+    if _is_time(where):
+        logger.exception(  # noqa: LOG004 - called from an except block only
+            "Telemetry failed in %s; the request is not affected. Reported at most once a minute.", where
+        )
 
 
 @contextmanager
@@ -96,9 +124,10 @@ def reset() -> None:
     """
     Forget all counters and the times of the last warnings (for tests and after a fork).
     """
-    global _lock  # noqa: PLW0603 - a lock held in the parent at fork would never be released in the child
-    _lock = threading.Lock()
+    global _adding  # noqa: PLW0603 - a lock held in the parent at fork would never be released in the child
+    _adding = threading.Lock()
     _last.clear()
+    _uncounted.clear()
     _counts.clear()
 
 

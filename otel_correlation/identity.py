@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _KEY: Final = create_key("otel-correlation")
 _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
-_bind_lock = threading.Lock()
+# Reentrant: a signal handler or a finalizer may bind while its own thread does.
+_bind_lock = threading.RLock()
 
 
 class Identity:
@@ -179,7 +180,7 @@ def detach(token: Any) -> None:
 
 def _after_fork() -> None:
     global _bind_lock  # noqa: PLW0603 - a lock held in the parent at fork would never be released in the child
-    _bind_lock = threading.Lock()
+    _bind_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

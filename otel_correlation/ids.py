@@ -190,12 +190,13 @@ class ReuseGuard:
         self._capacity = capacity
         self._clock = clock
         self._seen: OrderedDict[int, tuple[int, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finalizer may ask while its own thread is being answered.
+        self._lock = threading.RLock()
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has none
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._seen.clear()
 
     def __len__(self) -> int:

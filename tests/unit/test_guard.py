@@ -191,7 +191,7 @@ guard.count("parent")
 held, done = threading.Event(), threading.Event()
 
 def hold():
-    with guard._lock:
+    with guard._adding:
         held.set()
         done.wait(60)
 

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -338,10 +339,25 @@ class TestReuseGuard:
         """
         guard = ReuseGuard(limit=1)
         assert guard.allows(1)
-        with guard._lock:
-            child = os.fork()
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with guard._lock:
+                held.set()
+                done.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            assert held.wait(60)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # this process has a thread, which is the point
+                child = os.fork()
             if child == 0:
                 os._exit(0 if len(guard) == 0 and guard.allows(1) and not guard.allows(1) else 1)
+        finally:
+            done.set()
+            thread.join(60)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert not guard.allows(1)
 
