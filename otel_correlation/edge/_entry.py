@@ -15,7 +15,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, ids, propagators, semconv
-from otel_correlation.edge._record import Record, collect
+from otel_correlation.edge._record import Record, collect, folded
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers
@@ -171,15 +171,19 @@ def _restart(
     """
     End what a caller that is not trusted propagates: the application sees none of it, the span links to its trace.
 
+    What ends is every header that this service, or one behind it, would believe, in any spelling (as Envoy's edge does
+    with ``x-envoy-force-trace``).
+
     The link is made of ``traceparent`` alone, which has a fixed length: neither the caller's tracestate nor its baggage
     is parsed, and no propagator of another library is asked.
     """
-    ending = config.wanted
+    ending = config.ending
     if propagate.get_global_textmap() is not config.textmap:
         with guard.never_raise("edge.restart"):
-            ending = ending | {name.lower().encode("latin-1") for name in propagate.get_global_textmap().fields}
+            fields = propagate.get_global_textmap().fields
+            ending = ending | {folded(name.encode("latin-1")) for name in fields}
     # A list of its own, also where nothing goes: the final id is added to it.
-    scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in ending]
+    scope["headers"] = [pair for pair in scope["headers"] if folded(pair[0]) not in ending]
     record.caller_id = received
     caller: SpanContext | None = None
     if not config.settings.sdk_disabled and "tracecontext" in config.settings.propagators:

@@ -51,6 +51,14 @@ if TYPE_CHECKING:
 
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "QUERY"})
 _PROPAGATION: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+# What a public gate ends whatever is configured, because services behind it may believe it: the request id by its usual
+# name, and what the specification's propagators read (OpenTelemetry, context/api-propagators.md: B3, Jaeger, X-Ray).
+_STANDARD: Final = frozenset(
+    {
+        *(b"x-request-id", b"x-amzn-trace-id", b"uber-trace-id"),
+        *(b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"x-b3-sampled", b"x-b3-flags"),
+    }
+)
 _CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before its response
 _GONE: Final = "client_disconnected"
 _ENDED: Final = (CancelledError, GeneratorExit, KeyboardInterrupt)
@@ -99,6 +107,7 @@ class ServerConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     id_names: frozenset[bytes] = field(init=False)
     wanted: frozenset[bytes] = field(init=False)
+    ending: frozenset[bytes] = field(init=False)
     id_name: bytes = field(init=False)
     response_header: bytes = field(init=False)
     excludes: bool = field(init=False)
@@ -114,10 +123,23 @@ class ServerConfig:
         self.wanted = self.id_names | _PROPAGATION
         self.id_name = settings.request_id_headers[0]
         self.response_header = settings.response_header.lower().encode("ascii")
+        force = settings.force_sample_header.lower().encode("latin-1", "replace")
+        self.ending = frozenset(map(folded, self.wanted | _STANDARD | {self.response_header, force})) - {b""}
         self.excludes = bool(self.excluded)
         self.has_trace_response = settings.traceresponse or settings.server_timing
         touched = {self.response_header, b"access-control-allow-origin"}
         self.touched = frozenset(touched | {b"traceresponse"} if settings.traceresponse else touched)
+
+
+# Upper case as lower case, and "_" as "-": a mounted WSGI application reads X_Request_ID and X-Request-ID as one.
+_FOLD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_", b"abcdefghijklmnopqrstuvwxyz-")
+
+
+def folded(name: bytes) -> bytes:
+    """
+    Return a header's name in the one spelling that all its spellings share.
+    """
+    return name.translate(_FOLD)
 
 
 class Record:
