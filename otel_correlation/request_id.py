@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_LENGTH: Final = 200
 # Shorter ids repeat ("42", "test"), so they never name a trace.
@@ -54,26 +54,33 @@ def from_headers(headers: Iterable[tuple[bytes, bytes]], names: tuple[bytes, ...
         second
         header is consulted after a refusal.
     """
-    found: dict[bytes, bytes] = {}
-    twice: set[bytes] = set()
+    found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         # ASGI servers send lower-case names; a test client or another server may not.
         key = name if name in names else name.lower()
         if key in names:
-            if key in found:
-                twice.add(key)
-            else:
-                found[key] = value
+            found.setdefault(key, []).append(value)
+    return from_fields(found, names)
+
+
+def from_fields(fields: Mapping[bytes, Sequence[bytes]], names: tuple[bytes, ...]) -> tuple[str | None, bool]:
+    """
+    Read the request id as ``from_headers`` does.
+
+    Args:
+        fields: All values of each header that is present, by lower-case name.
+        names: Lower-case header names, most wanted first.
+    """
     for name in names:
-        value_or_none = found.get(name)
-        if value_or_none is None:
+        values = fields.get(name)
+        if not values:
             continue
-        if name in twice:
+        if len(values) > 1:
             return None, True
         if name == _ALB_HEADER:
-            match = _ALB_FIELD.fullmatch(value_or_none)
+            match = _ALB_FIELD.fullmatch(values[0])
             return (match.group(1).decode("ascii"), False) if match else (None, True)
-        valid = parse(value_or_none)
+        valid = parse(values[0])
         return valid, valid is None
     return None, False
 

@@ -15,10 +15,10 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, ids, propagators, semconv
-from otel_correlation.edge._record import Record, collect, folded
+from otel_correlation.edge._record import Record, collect, folded, spellings
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
-from otel_correlation.request_id import from_headers
+from otel_correlation.request_id import from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,9 +54,16 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if type(headers) is not list:
         scope["headers"] = headers = list(headers)
+    trust = config.trust
+    # One pass over what may be 16,000 headers; everything below looks at the few that are read.
+    spelled: Mapping[bytes, bytes] = {}
+    if trust is not None:
+        spelled = spellings(headers, config.judged)
+    names = config.read if trust is None else spelled
+    read = [pair for pair in headers if pair[0] in names]
     wanted = config.wanted
     found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
+    for name, value in read:
         if name in wanted:
             if name in found:
                 found[name].append(value)
@@ -66,20 +73,19 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     received: str | None = None
     values: dict[str, Any] = {}
     links: Sequence[Link] = ()
-    trust = config.trust
     # Asked first: of a caller whose context is thrown away nothing is parsed but two ids, for a link and an attribute.
-    restarted = trust is not None and not trust.continues(scope, semconv.SCOPE_PEER)
+    restarted = trust is not None and not trust.continues(scope, semconv.SCOPE_PEER, read)
     if found and not config.id_names.isdisjoint(found):
         received = _received_id(config, record, found)
     if restarted:
-        links = _restart(config, scope, record, found, received)
+        links = _restart(config, scope, record, found, received, spelled)
         received = None
     else:
         ours = propagate.get_global_textmap() is config.textmap
         if (found or not ours) and not config.settings.sdk_disabled:
             parent, values = _extract(config, found) if ours else _extract_foreign(scope)
         if trust is not None:
-            record.forced = trust.forces(headers)
+            record.forced = trust.forces(read)
     trace_id: int | None = None
     minted = False
     if parent is None:
@@ -117,7 +123,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         record.name,
         SpanKind.SERVER,
         Context(values),
-        partial(collect, scope, record, headers),
+        partial(collect, scope, record, headers, read),
         trace_id=trace_id,
         minted=minted,
         links=links,
@@ -157,8 +163,7 @@ def _extract_foreign(scope: Scope) -> tuple[SpanContext | None, dict[str, Any]]:
 
 
 def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[bytes]]) -> str | None:
-    pairs = [(name, value) for name in found if name in config.id_names for value in found[name]]
-    received, record.refused = from_headers(pairs, config.settings.request_id_headers)
+    received, record.refused = from_fields(found, config.settings.request_id_headers)
     if record.refused:
         guard.count("request_id.refused")
         guard.warn_seldom("refused", "A request id that is not valid was replaced (its value is never logged)")
@@ -166,7 +171,12 @@ def _received_id(config: ServerConfig, record: Record, found: dict[bytes, list[b
 
 
 def _restart(
-    config: ServerConfig, scope: Scope, record: Record, found: dict[bytes, list[bytes]], received: str | None
+    config: ServerConfig,
+    scope: Scope,
+    record: Record,
+    found: dict[bytes, list[bytes]],
+    received: str | None,
+    spelled: Mapping[bytes, bytes],
 ) -> Sequence[Link]:
     """
     End what a caller that is not trusted propagates: the application sees none of it, the span links to its trace.
@@ -178,12 +188,15 @@ def _restart(
     is parsed, and no propagator of another library is asked.
     """
     ending = config.ending
+    headers = scope["headers"]
     if propagate.get_global_textmap() is not config.textmap:
         with guard.never_raise("edge.restart"):
             fields = propagate.get_global_textmap().fields
             ending = ending | {folded(name.encode("latin-1")) for name in fields}
+            spelled = spellings(headers, ending)
+    gone = {name for name, fold in spelled.items() if fold in ending}
     # A list of its own, also where nothing goes: the final id is added to it.
-    scope["headers"] = [pair for pair in scope["headers"] if folded(pair[0]) not in ending]
+    scope["headers"] = [pair for pair in headers if pair[0] not in gone] if gone else [*headers]
     record.caller_id = received
     caller: SpanContext | None = None
     if not config.settings.sdk_disabled and "tracecontext" in config.settings.propagators:

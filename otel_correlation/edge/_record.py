@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 from otel_correlation import guard, logs, semconv
 from otel_correlation.edge._validation import describe
 from otel_correlation.identity import detach
-from otel_correlation.policy import redact_query
+from otel_correlation.policy import FORWARDING, redact_query
 from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "QUERY"})
 _PROPAGATION: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+# What the span shows of the headers.
+_SHOWN: Final = frozenset({b"host", b"user-agent"})
 # What a public gate ends whatever is configured, because services behind it may believe it: the request id by its usual
 # name, and what the specification's propagators read (OpenTelemetry, context/api-propagators.md: B3, Jaeger, X-Ray).
 _STANDARD: Final = frozenset(
@@ -107,7 +109,9 @@ class ServerConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     id_names: frozenset[bytes] = field(init=False)
     wanted: frozenset[bytes] = field(init=False)
+    read: frozenset[bytes] = field(init=False)
     ending: frozenset[bytes] = field(init=False)
+    judged: frozenset[bytes] = field(init=False)
     id_name: bytes = field(init=False)
     response_header: bytes = field(init=False)
     excludes: bool = field(init=False)
@@ -125,6 +129,8 @@ class ServerConfig:
         self.response_header = settings.response_header.lower().encode("ascii")
         force = settings.force_sample_header.lower().encode("latin-1", "replace")
         self.ending = frozenset(map(folded, self.wanted | _STANDARD | {self.response_header, force})) - {b""}
+        self.read = self.wanted | _SHOWN
+        self.judged = self.ending | self.read | FORWARDING
         self.excludes = bool(self.excluded)
         self.has_trace_response = settings.traceresponse or settings.server_timing
         touched = {self.response_header, b"access-control-allow-origin"}
@@ -140,6 +146,19 @@ def folded(name: bytes) -> bytes:
     Return a header's name in the one spelling that all its spellings share.
     """
     return name.translate(_FOLD)
+
+
+def spellings(headers: list[tuple[bytes, bytes]], wanted: frozenset[bytes]) -> dict[bytes, bytes]:
+    """
+    Return the names among ``headers`` that spell one of ``wanted``, each with its folded spelling.
+
+    All names are folded at once, in C: one by one, 16,000 headers cost more than a millisecond.
+    """
+    names = [*{name for name, _ in headers}]
+    folds = folded(b"\n".join(names)).split(b"\n")
+    if len(folds) != len(names):  # no header, or a name with a line feed, which no server lets through
+        folds = [folded(name) for name in names]
+    return {name: fold for name, fold in zip(names, folds, strict=True) if fold in wanted}
 
 
 class Record:
@@ -228,9 +247,17 @@ def _span_method(method: str) -> str:
     return "HTTP" if known == "_OTHER" else known
 
 
-def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+def collect(
+    scope: Scope, record: Record, received: list[tuple[bytes, bytes]], read: list[tuple[bytes, bytes]]
+) -> dict[str, Any]:
     """
     Return the SERVER span's attributes that are known at its start (semantic conventions, HTTP server).
+
+    Args:
+        scope: The request's scope.
+        record: The request.
+        received: The headers as they came.
+        read: Those of them that we read.
     """
     config = record.config
     method = record.method
@@ -256,7 +283,7 @@ def collect(scope: Scope, record: Record, received: list[tuple[bytes, bytes]]) -
         if client[1]:
             values[client_attributes.CLIENT_PORT] = client[1]
     host = None
-    for name, value in received:
+    for name, value in read:
         if name == b"host":
             host = value
         elif name == b"user-agent":

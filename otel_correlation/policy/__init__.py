@@ -13,10 +13,11 @@ from otel_correlation.policy.recording import (
     redact_url,
 )
 from otel_correlation.policy.scrubbing import hide_quoted, scrub
-from otel_correlation.policy.trust import NONE, Trust, peers, trust_for
+from otel_correlation.policy.trust import FORWARDING, NONE, Trust, peers, trust_for
 
 __all__ = [
     "ALL",
+    "FORWARDING",
     "NONE",
     "REDACTED",
     "HeaderCapture",

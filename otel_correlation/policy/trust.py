@@ -38,6 +38,8 @@ _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110
 _QUOTED: Final = r'"(?:[\t !#-\[\]-~]|\\[\t -~])*"'
 _PAIR: Final = re.compile(rf"({_TOKEN})=({_TOKEN}|{_QUOTED})")
 _SPACE: Final = re.compile(r"[ \t]*")
+# The headers by which proxies say who called them.
+FORWARDING: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 # What a force header says.
 _YES: Final = frozenset({b"1", b"true"})
 
@@ -125,13 +127,19 @@ class Trust:
         self._proxies = Networks(proxies)
         self._force_header = force_header.lower().encode("latin-1", "replace")
 
-    def continues(self, scope: Mapping[str, Any], socket_peer_key: str) -> bool:
+    def continues(
+        self,
+        scope: Mapping[str, Any],
+        socket_peer_key: str,
+        headers: Iterable[tuple[bytes, bytes]] | None = None,
+    ) -> bool:
         """
         Tell whether the caller of an ASGI scope is trusted.
 
         Args:
             scope: The scope.
             socket_peer_key: Where the scope holds the socket's peer, if the server replaced ``client``.
+            headers: Those of its headers that are named in ``FORWARDING``, and any others; all of them if None.
         """
         replaced = socket_peer_key in scope
         shown = scope.get("client")
@@ -139,7 +147,7 @@ class Trust:
         if peer not in self._proxies:
             # The server took another address from a header of this peer: then both must be trusted.
             return peer in self._networks and (not replaced or _socket_peer(scope, shown) in self._networks)
-        chains = _chains(scope["headers"])
+        chains = _chains(scope["headers"] if headers is None else headers)
         if not chains:
             return peer in self._networks
         # A proxy maintains one of the two headers and lets the other through as the caller wrote it: both must agree.
