@@ -25,6 +25,7 @@ from otel_correlation._version import __version__
 from otel_correlation.local import otlp
 from otel_correlation.local.store import LocalStore
 from otel_correlation.semconv import DISTRO_NAME
+from otel_correlation.stores.bounded import MalformedError, TooBigError
 from otel_correlation.stores.story import as_json
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Viewer:
                 return response
             try:
                 body = await _body(request)
-            except otlp.TooBigError as error:
+            except TooBigError as error:
                 return self._refuse(413, media, _INVALID_ARGUMENT, str(error), close=True)
             if self._pending_bytes + len(body) > MAX_PENDING_BYTES:
                 response = self._refuse(503, media, _RESOURCE_EXHAUSTED, "too much is waiting to be stored")
@@ -146,9 +147,9 @@ class Viewer:
                 self._without_trace += batch.without_trace
                 if batch.spans or batch.logs:
                     await asyncio.wrap_future(self._store.add(batch.spans, batch.logs))
-            except otlp.TooBigError as error:
+            except TooBigError as error:
                 return self._refuse(413, media, _INVALID_ARGUMENT, str(error))
-            except otlp.MalformedError as error:
+            except MalformedError as error:
                 return self._refuse(400, media, _INVALID_ARGUMENT, str(error))
             except sqlite3.Error as error:
                 return self._refuse(503, media, _UNAVAILABLE, f"the store cannot write: {error}")
@@ -227,7 +228,7 @@ def _decoded(decode: Callable[[bytes, str], otlp.Batch], body: bytes, media: str
 
 
 async def _body(request: Request) -> bytes:
-    too_big = otlp.TooBigError(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    too_big = TooBigError(f"the body is larger than {MAX_BODY_BYTES} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and (len(length) > 12 or int(length) > MAX_BODY_BYTES):
         raise too_big

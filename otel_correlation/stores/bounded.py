@@ -20,8 +20,8 @@ MAX_MEMBERS: Final = 1000
 # zlib copies what is left of its input at the end of a member: small pieces keep the copies small.
 _PIECE: Final = 16 * 1024
 # The last quote is optional: a text that never ends is looked at once, and left to the reader to refuse.
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NO_STRUCTURE: Final = bytes(set(range(256)) - set(b"[]{},"))
+_STRING: Final = re.compile(rb'"[^"]*+"?')
+_NO_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{},"'))
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -49,8 +49,7 @@ def read_json(data: bytes | bytearray | str, *, max_values: int) -> Json:
         TooBigError: It has more than ``max_values`` values.
         MalformedError: It is no JSON, or nested more than 100 levels deep.
     """
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    structure = _STRING.sub(b"", raw).translate(None, _NO_STRUCTURE)
+    structure = _structure(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
     # Each value is the first of an object or a list, or stands behind a comma.
     if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > max_values:
         raise TooBigError(f"the JSON has more than {max_values} values")
@@ -62,6 +61,21 @@ def read_json(data: bytes | bytearray | str, *, max_values: int) -> Json:
     except ValueError as error:
         raise MalformedError(f"no JSON ({type(error).__name__})") from None
     return document
+
+
+def _structure(data: bytes | bytearray) -> bytes:
+    """
+    Return the brackets and commas of a JSON document that stand outside its strings.
+    """
+    marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_STRUCTURE)
+    found = bytearray()
+    is_in_string = False
+    # Piece by piece: of millions of strings the re module would keep a list.
+    for begin in range(0, len(marks), _PIECE):
+        piece = b'"' * is_in_string + marks[begin : begin + _PIECE]
+        is_in_string = piece.count(b'"') % 2 == 1
+        found += _STRING.sub(b"", piece)
+    return bytes(found)
 
 
 class Gunzip:
