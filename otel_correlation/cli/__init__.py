@@ -134,7 +134,14 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=4318, help="port to listen on (default: %(default)s)")
     parser.add_argument(
-        "--db", default=":memory:", metavar="FILE", help="SQLite file that keeps what was received (default: memory)"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host name under which it answers, beside localhost, the name in --host and every address; repeatable",
+    )
+    parser.add_argument(
+        "--db", default=":memory:", metavar="FILE", help="SQLite file (mode 0600) that keeps what was received (default: memory)"
     )
 
 

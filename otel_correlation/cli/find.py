@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Traces told in full; of more only one line each.
 MAX_TOLD: Final = 3
 _WIDEST_BAR: Final = 28
+# Levels that are indented, as on the page: a chain of thousands of spans is no picture.
+_DEEPEST: Final = 12
 _FAILURE: Final = 500
 _HEAD: Final = "bold"
 _SOFT: Final = "dim"
@@ -142,7 +144,7 @@ def _tell_waterfall(screen: Screen, trace: Trace) -> None:
     rows = waterfall(trace)
     begin = min(span.start_ns for span in trace.spans)
     total = max(span.end_ns for span in trace.spans) - begin or 1
-    labels = [f"{'  ' * depth}{span.service}  {_short(span)}" for depth, span in rows]
+    labels = [f"{'  ' * min(depth, _DEEPEST)}{span.service}  {_short(span)}" for depth, span in rows]
     bar = min(_WIDEST_BAR, screen.width // 4)
     width = min(max(map(len, labels)), max(screen.width - bar - 21, 24))
     screen.line()
@@ -189,7 +191,9 @@ def _exception_of(line: LogLine) -> list[str]:
     Return the last line of a logged traceback: what was raised. The whole of it is in ``--json``.
     """
     kind, message = (line.attributes.get(f"exception.{key}") for key in ("type", "message"))
-    return f"{kind}: {message or ''}".rstrip(": ").splitlines()[:1] if kind else []
+    if not isinstance(kind, str):
+        return []
+    return f"{kind}: {message if isinstance(message, str) else ''}".rstrip(": ").splitlines()[:1]
 
 
 def _tell_nothing(screen: Screen, wanted: str, stores: Sequence[Store]) -> None:
@@ -227,8 +231,9 @@ def _title(span: Span) -> str:
     method = span.attributes.get("http.request.method")
     if not isinstance(method, str):
         return span.name
-    where = span.attributes.get("http.route") or span.attributes.get("url.path") or ""
-    return " ".join(str(part) for part in (method, where, _status(span)) if part)
+    named = (span.attributes.get(name) for name in ("http.route", "url.path"))
+    where = next((text for text in named if isinstance(text, str) and text), "")
+    return " ".join(part for part in (method, where, _status(span)) if part)
 
 
 def _short(span: Span) -> str:

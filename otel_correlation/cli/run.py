@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.cli import USAGE, CommandError, on_signals
@@ -21,6 +18,7 @@ from otel_correlation.cli.launch import environment, find_command, instrumented
 from otel_correlation.local import LocalServer
 from otel_correlation.local.store import StoreFileError
 from otel_correlation.semconv import DISTRO_NAME
+from otel_correlation.stores.client import Http, StoreError
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("no command: otel-correlation run -- uvicorn main:app", USAGE)
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(LocalServer(arguments.host, arguments.port, arguments.db))
+            server = stack.enter_context(
+                LocalServer(arguments.host, arguments.port, arguments.db, allow_hosts=arguments.allow_host)
+            )
             url = server.url
             where = "the viewer, in memory until this ends" if arguments.db == ":memory:" else "the viewer"
         except StoreFileError as error:
@@ -64,11 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_viewer(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/healthz", timeout=_PROBE_S) as response:
-            answer = json.loads(response.read(65536))
-    except (OSError, HTTPException, ValueError):
+        _, answer = Http(url, _PROBE_S).get("/healthz")
+    except StoreError:
         return False
     return isinstance(answer, dict) and answer.get("service") == DISTRO_NAME
 
@@ -97,5 +95,5 @@ def _terminal_tells_all() -> bool:
     """
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, HTTPException, ValueError):
+    except (OSError, ValueError):
         return False

@@ -15,9 +15,10 @@ from otel_correlation.local.store import StoreFileError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
 
-def open_server(host: str, port: int, db: str = ":memory:") -> LocalServer:
+def open_server(host: str, port: int, db: str = ":memory:", allow_hosts: Iterable[str] = ()) -> LocalServer:
     """
     Return the server, bound and not yet started.
 
@@ -25,7 +26,7 @@ def open_server(host: str, port: int, db: str = ":memory:") -> LocalServer:
         CommandError: It cannot listen there, or cannot use the file; one line says why and what to do.
     """
     try:
-        return LocalServer(host, port, db)
+        return LocalServer(host, port, db, allow_hosts=allow_hosts)
     except StoreFileError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     with (
         contextlib.suppress(KeyboardInterrupt, SystemExit),
-        open_server(arguments.host, arguments.port, arguments.db) as server,
+        open_server(arguments.host, arguments.port, arguments.db, arguments.allow_host) as server,
     ):
         if not server.loopback:
             print(

@@ -10,7 +10,6 @@ import base64
 import json
 import math
 import re
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from otel_correlation.local import wire
+from otel_correlation.stores.bounded import Gunzip, MalformedError, TooBigError, read_json
 from otel_correlation.stores.model import Event, LogLine, Span
 
 if TYPE_CHECKING:
@@ -46,6 +47,21 @@ if TYPE_CHECKING:
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 
+# What one request may hold: a collector's batch of 8,192 spans with forty attributes each, several times over.
+MAX_FIELDS: Final = 2_000_000
+# The same, of a body in JSON: an attribute has four values.
+MAX_VALUES: Final = 500_000
+# Spans, log records, events, links and what they are in. Each becomes some hundred bytes.
+MAX_RECORDS: Final = 100_000
+# A body may inflate to this many times its size, and to the next number in any case.
+MAX_RATIO: Final = 200
+_ANY_RATIO_BYTES: Final = 1024 * 1024
+
+_TRACES: Final = wire.Shape(ExportTraceServiceRequest.DESCRIPTOR)
+_LOGS: Final = wire.Shape(ExportLogsServiceRequest.DESCRIPTOR)
+_METRICS: Final = wire.Shape(ExportMetricsServiceRequest.DESCRIPTOR)
+_LISTS_OF_ATTRIBUTES: Final = frozenset({"attributes", "values"})
+
 _KINDS: Final = ("INTERNAL", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _ID_KEYS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 _HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})*")
@@ -56,18 +72,6 @@ _MAX_TIME_NS: Final = 2**63 - 1
 _MAX_EXACT: Final = 2**53
 # Upper bounds of the severity number ranges, logs data model "Displaying Severity".
 _SEVERITIES: Final = ((0, ""), (4, "TRACE"), (8, "DEBUG"), (12, "INFO"), (16, "WARN"), (20, "ERROR"), (24, "FATAL"))
-
-
-class MalformedError(ValueError):
-    """
-    A body that is not the OTLP request that it claims to be.
-    """
-
-
-class TooBigError(ValueError):
-    """
-    A body that is larger than the bound once it is decompressed.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +90,17 @@ class Batch:
 
 def decompress(body: bytes, limit: int) -> bytes:
     """
-    Return the content of a gzip body (one member or more) of at most ``limit`` bytes.
+    Return the content of a gzip body (at most 1,000 members) of at most ``limit`` bytes.
+
+    Beyond 1 MiB it may be 200 times as large as the body. Telemetry is 5 to 50 times; zlib can be 1,032 times.
 
     Raises:
         MalformedError: Not gzip, or cut off.
-        TooBigError: More than ``limit`` bytes come out.
+        TooBigError: More comes out.
     """
-    parts = bytearray()
-    while True:
-        inflate = zlib.decompressobj(wbits=31)
-        try:
-            parts += inflate.decompress(body, limit + 1 - len(parts))
-        except zlib.error as error:
-            raise MalformedError(f"the body is not gzip: {error}") from None
-        if len(parts) > limit:
-            raise TooBigError(f"the body is larger than {limit} bytes after decompression")
-        if not inflate.eof:
-            raise MalformedError("the gzip body is cut off")
-        body = inflate.unused_data
-        if not body:
-            return bytes(parts)
+    inflate = Gunzip(min(limit, max(_ANY_RATIO_BYTES, MAX_RATIO * len(body))))
+    inflate.feed(body)
+    return inflate.finish()
 
 
 def decode_traces(body: bytes, media: str) -> Batch:
@@ -114,8 +109,9 @@ def decode_traces(body: bytes, media: str) -> Batch:
 
     Raises:
         MalformedError: The body as a whole cannot be read.
+        TooBigError: It holds more than ``MAX_FIELDS``, ``MAX_VALUES`` or ``MAX_RECORDS``.
     """
-    request = _parse(ExportTraceServiceRequest(), body, media)
+    request = _parse(ExportTraceServiceRequest(), _TRACES, body, media)
     spans: list[Span] = []
     rejected = 0
     for resource_spans in request.resource_spans:
@@ -137,8 +133,9 @@ def decode_logs(body: bytes, media: str) -> Batch:
 
     Raises:
         MalformedError: The body as a whole cannot be read.
+        TooBigError: It holds more than ``MAX_FIELDS``, ``MAX_VALUES`` or ``MAX_RECORDS``.
     """
-    request = _parse(ExportLogsServiceRequest(), body, media)
+    request = _parse(ExportLogsServiceRequest(), _LOGS, body, media)
     logs: list[LogLine] = []
     rejected = without_trace = 0
     for resource_logs in request.resource_logs:
@@ -161,8 +158,12 @@ def check_metrics(body: bytes, media: str) -> Batch:
 
     Raises:
         MalformedError: It is none.
+        TooBigError: It holds more than ``MAX_FIELDS``, ``MAX_VALUES`` or ``MAX_RECORDS``.
     """
-    _parse(ExportMetricsServiceRequest(), body, media)
+    if media == JSON:
+        _parse(ExportMetricsServiceRequest(), _METRICS, body, media)
+    else:
+        wire.check(body, _METRICS, max_fields=MAX_FIELDS, max_records=MAX_RECORDS)
     return Batch()
 
 
@@ -206,12 +207,16 @@ def encode(message: Message, media: str) -> bytes:
     return data
 
 
-def _parse(message: M, body: bytes, media: str) -> M:
+def _parse(message: M, shape: wire.Shape, body: bytes, media: str) -> M:
     try:
         if media == JSON:
-            json_format.ParseDict(_with_base64_ids(json.loads(body)), message, ignore_unknown_fields=True)
+            document = read_json(body, max_values=MAX_VALUES)
+            json_format.ParseDict(_with_base64_ids(document), message, ignore_unknown_fields=True)
         else:
+            wire.check(body, shape, max_fields=MAX_FIELDS, max_records=MAX_RECORDS)
             message.ParseFromString(body)
+    except TooBigError:
+        raise
     except (DecodeError, json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedError(f"the body is no {type(message).__name__} as {media} ({type(error).__name__})") from None
     return message
@@ -222,8 +227,12 @@ def _with_base64_ids(document: Any) -> Any:
     Turn the ids from hex, as OTLP/JSON writes them, into base64, as protobuf's JSON mapping does; in place.
 
     Attribute keys are values in OTLP, never member names, so a member of that name is an id.
+
+    Raises:
+        TooBigError: There are more than ``MAX_RECORDS`` objects in lists that are no part of an attribute.
     """
     stack: list[Any] = [document]
+    records = 0
     while stack:
         node = stack.pop()
         if isinstance(node, list):
@@ -234,8 +243,11 @@ def _with_base64_ids(document: Any) -> Any:
                     # What is no hex becomes one byte, an id of a wrong length: that span is rejected, not the batch.
                     raw = bytes.fromhex(value) if _HEX.fullmatch(value) else b"\0"
                     node[key] = base64.b64encode(raw).decode()
-                else:
+                elif isinstance(value, list | dict):
                     stack.append(value)
+                    records += len(value) if isinstance(value, list) and key not in _LISTS_OF_ATTRIBUTES else 0
+            if records > MAX_RECORDS:
+                raise TooBigError(f"the body has more than {MAX_RECORDS} spans, events, records and the like")
     return document
 
 

@@ -4,11 +4,14 @@ The bounded SQLite store behind the receiver: one thread owns the one connection
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.request_id import to_trace_id
@@ -20,14 +23,28 @@ if TYPE_CHECKING:
 
     from otel_correlation.stores.model import Json, LogLine, Span
 
+_MEMORY: Final = ":memory:"
 MAX_ROWS: Final = 200_000
+# As held: all pages of the database with its indexes, and the write-ahead log of a file.
 MAX_BYTES: Final = 256 * 1024 * 1024
+# One span or log line beyond this is not kept.
+MAX_ROW_BYTES: Final = 1024 * 1024
 # One endless trace must not push out all others, nor make a page that no browser can show.
 MAX_TRACE_ROWS: Final = 10_000
-# The most traces that one id may bring up: short ids repeat.
+MAX_TRACE_BYTES: Final = 16 * 1024 * 1024
+# The most traces that one id may bring up, and their bytes from the second on: short ids repeat.
 MAX_FOUND: Final = 20
+MAX_FOUND_BYTES: Final = 16 * 1024 * 1024
+# When it is full, this part of the bound is made free at once: making room has a price each time.
+_FREED: Final = 16
+# Of the write-ahead log between two batches.
+_MAX_LOG_BYTES: Final = 8 * 1024 * 1024
+# Of the texts in the list of traces. No valid request id is longer than 200.
+_MAX_TEXT: Final = 200
+# What the list tells of the request that a trace began with.
+_IN_LIST: Final = ("http.request.method", "http.route", "url.path", "url.full", "http.response.status_code")
 _ENTRY_CANDIDATES: Final = 50
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE traces (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT UNIQUE NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
@@ -35,7 +52,7 @@ CREATE TABLE traces (
 CREATE TABLE spans (
     trace_id TEXT NOT NULL, span_id TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
     failed INTEGER NOT NULL, service TEXT NOT NULL, request_id TEXT NOT NULL, caller_id TEXT NOT NULL,
-    data TEXT NOT NULL, PRIMARY KEY (trace_id, span_id)
+    head TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (trace_id, span_id)
 );
 CREATE TABLE logs (
     trace_id TEXT NOT NULL, digest BLOB NOT NULL, time_ns INTEGER NOT NULL, service TEXT NOT NULL,
@@ -59,7 +76,7 @@ WHERE (:trace_id = '' OR trace_id = :trace_id) AND (:request_id = '' OR trace_id
 ) ORDER BY seq DESC LIMIT :limit
 """  # noqa: S608 - a constant put together from a constant
 _FIND: Final = f"""
-SELECT trace_id FROM traces WHERE trace_id = :trace_id OR trace_id IN ({_BY_REQUEST_ID})
+SELECT trace_id, bytes FROM traces WHERE trace_id = :trace_id OR trace_id IN ({_BY_REQUEST_ID})
 ORDER BY trace_id <> :trace_id, seq DESC LIMIT :limit
 """  # noqa: S608 - as above
 
@@ -74,6 +91,8 @@ class StoreFileError(Exception):
 class Counts:
     """
     What the store holds and what it let go, by reason.
+
+    ``bytes`` are those that are held in memory or on disk, with indexes and the write-ahead log.
     """
 
     rows: int = 0
@@ -82,6 +101,7 @@ class Counts:
     dropped_traces: int = 0
     dropped_rows: int = 0
     over_trace_limit: int = 0
+    over_size: int = 0
 
 
 class LocalStore:
@@ -101,7 +121,7 @@ class LocalStore:
         max_trace_rows: int = MAX_TRACE_ROWS,
     ) -> None:
         """
-        Open ``path`` or make it.
+        Open ``path`` or make it, for its owner alone (mode 0600, the files beside it too).
 
         Raises:
             StoreFileError: The file is no store of ours, is in use, or cannot be written.
@@ -110,6 +130,8 @@ class LocalStore:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._max_trace_rows = max_trace_rows
+        # SQLite's file beside the database; not there for one in memory.
+        self._log = Path(path + "-wal")
         self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="otel-correlation-store")
         try:
             self._db = self._owner.submit(self._open, path).result()
@@ -152,6 +174,10 @@ class LocalStore:
 
     def _open(self, path: str) -> sqlite3.Connection:
         try:
+            if path != _MEMORY:
+                # SQLite gives the files beside it the same mode.
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
             try:
                 # Exclusive: bounds and counts are kept in memory, so a second process must not write.
@@ -163,6 +189,12 @@ class LocalStore:
                         f"{path} is a database of something else, or of another version: name another file"
                     )
                 # Only now: what is not ours is left as it is.
+                if path != _MEMORY:
+                    for own in (Path(path), self._log):
+                        with contextlib.suppress(FileNotFoundError):
+                            own.chmod(0o600)
+                # Before the first table, or it has no effect: pages that are free can be given back.
+                db.execute("PRAGMA auto_vacuum=INCREMENTAL")
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
                 db.execute("BEGIN IMMEDIATE")
@@ -170,16 +202,26 @@ class LocalStore:
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
                     db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-                self.counts.rows, self.counts.bytes = db.execute(
-                    "SELECT coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM traces"
-                ).fetchone()
+                self.counts.rows = db.execute("SELECT coalesce(sum(rows), 0) FROM traces").fetchone()[0]
                 db.execute("COMMIT")
+                self.counts.bytes = self._held(db)
             except BaseException:
                 db.close()
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreFileError(f"{path} cannot be used as the store: {error}") from error
         return db
+
+    def _held(self, db: sqlite3.Connection) -> int:
+        """
+        Return the bytes of all pages and of the write-ahead log; pages that are in the log alone count twice.
+        """
+        pages, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        try:
+            log = self._log.stat().st_size
+        except OSError:
+            log = 0
+        return int(pages * size) + log
 
     def _add(self, spans: tuple[Span, ...], logs: tuple[LogLine, ...]) -> None:
         before = Counts(**{name: getattr(self.counts, name) for name in Counts.__slots__})
@@ -195,35 +237,49 @@ class LocalStore:
             self._db.execute("ROLLBACK")
             self.counts = before
             raise
+        over = self._page("page_count") - self._max_pages
+        if over > 0:
+            # Not execute(): it takes one step, which gives back one page.
+            self._db.executescript(f"PRAGMA incremental_vacuum({over})")
+        self.counts.bytes = self._held(self._db)
+        if over > 0 or self.counts.bytes > self._max_bytes:
+            # What is in the log goes into the database; both files become as small as they can be.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.counts.bytes = self._held(self._db)
 
     def _add_span(self, span: Span) -> None:
         data = _dump(span_to_json(span))
-        if self._has_room(span.trace_id):
+        if self._has_room(span.trace_id, size := len(data.encode())):
             values = (
                 span.trace_id,
                 span.span_id,
                 span.start_ns,
                 span.end_ns,
                 span.failed,
-                span.service,
-                span.request_id,
-                span.caller_request_id,
+                span.service[:_MAX_TEXT],
+                _id(span.request_id),
+                _id(span.caller_request_id),
+                _dump(_head(span)),
             )
-            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
-            self._count(span.trace_id, len(data), done.rowcount)
+            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
+            self._count(span.trace_id, size, done.rowcount)
 
     def _add_log(self, line: LogLine) -> None:
         data = _dump(log_to_json(line))
-        if self._has_room(line.trace_id):
-            digest = blake2b(data.encode(), digest_size=16).digest()
-            values = (line.trace_id, digest, line.time_ns, line.service, line.request_id)
+        encoded = data.encode()
+        if self._has_room(line.trace_id, len(encoded)):
+            digest = blake2b(encoded, digest_size=16).digest()
+            values = (line.trace_id, digest, line.time_ns, line.service[:_MAX_TEXT], _id(line.request_id))
             done = self._db.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?, ?, ?, ?)", (*values, data))
-            self._count(line.trace_id, len(data), done.rowcount)
+            self._count(line.trace_id, len(encoded), done.rowcount)
 
-    def _has_room(self, trace_id: str) -> bool:
+    def _has_room(self, trace_id: str, size: int) -> bool:
+        if size > MAX_ROW_BYTES:
+            self.counts.over_size += 1
+            return False
         self._db.execute("INSERT OR IGNORE INTO traces (trace_id, rows, bytes) VALUES (?, 0, 0)", (trace_id,))
-        rows = self._db.execute("SELECT rows FROM traces WHERE trace_id = ?", (trace_id,)).fetchone()[0]
-        if rows < self._max_trace_rows:
+        rows, held = self._db.execute("SELECT rows, bytes FROM traces WHERE trace_id = ?", (trace_id,)).fetchone()
+        if rows < self._max_trace_rows and held + size <= MAX_TRACE_BYTES:
             return True
         self.counts.over_trace_limit += 1
         return False
@@ -234,18 +290,37 @@ class LocalStore:
             return
         self._db.execute("UPDATE traces SET rows = rows + 1, bytes = bytes + ? WHERE trace_id = ?", (size, trace_id))
         self.counts.rows += 1
-        self.counts.bytes += size
 
     def _evict(self) -> None:
-        while self.counts.rows > self._max_rows or self.counts.bytes > self._max_bytes:
-            seq, trace_id, rows, size = self._db.execute("SELECT * FROM traces ORDER BY seq LIMIT 1").fetchone()
+        bound = self._max_pages
+        if self.counts.rows <= self._max_rows and self._page("page_count") <= bound:
+            return
+        used = bound - bound // _FREED
+        while self.counts.rows > self._max_rows or self._page("page_count") - self._page("freelist_count") > used:
+            oldest = self._db.execute("SELECT seq, trace_id, rows FROM traces ORDER BY seq LIMIT 1").fetchone()
+            if oldest is None:
+                break
+            seq, trace_id, rows = oldest
             self._db.execute("DELETE FROM spans WHERE trace_id = ?", (trace_id,))
             self._db.execute("DELETE FROM logs WHERE trace_id = ?", (trace_id,))
             self._db.execute("DELETE FROM traces WHERE seq = ?", (seq,))
             self.counts.rows -= rows
-            self.counts.bytes -= size
             self.counts.dropped_rows += rows
             self.counts.dropped_traces += 1
+
+    def _page(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
+    @property
+    def _max_pages(self) -> int:
+        return (self._max_bytes - self._log_bytes) // self._page("page_size")
+
+    @property
+    def _log_bytes(self) -> int:
+        """
+        Return the part of the bound that is left for the write-ahead log.
+        """
+        return min(_MAX_LOG_BYTES, self._max_bytes // 4)
 
     def _recent(self, request_id: str, trace_id: str, service: str, limit: int) -> list[dict[str, Json]]:
         rows = self._db.execute(
@@ -260,7 +335,7 @@ class LocalStore:
         ).fetchone()
         logs, first_log = self._db.execute("SELECT count(*), min(time_ns) FROM logs WHERE trace_id = ?", one).fetchone()
         early = self._db.execute(
-            "SELECT data FROM spans WHERE trace_id = ? ORDER BY start_ns LIMIT ?", (trace_id, _ENTRY_CANDIDATES)
+            "SELECT head FROM spans WHERE trace_id = ? ORDER BY start_ns LIMIT ?", (trace_id, _ENTRY_CANDIDATES)
         )
         begin = entry(Trace.of(trace_id, (span_from_json(json.loads(row[0])) for row in early), ()))
         both = (
@@ -270,7 +345,7 @@ class LocalStore:
         )
         return {
             "trace_id": trace_id,
-            "entry": None if begin is None else {**span_to_json(begin), "events": [], "links": []},
+            "entry": None if begin is None else span_to_json(begin),
             "request_ids": [row[0] for row in self._db.execute(both.format("request_id"), {"trace_id": trace_id})],
             "services": [row[0] for row in self._db.execute(both.format("service"), {"trace_id": trace_id})],
             "start_ns": str(first_log if start is None else start),
@@ -296,7 +371,38 @@ class LocalStore:
         bits = to_trace_id(wanted)
         trace_id = "" if bits is None else f"{bits:032x}"
         rows = self._db.execute(_FIND, {"trace_id": trace_id, "request_id": wanted, "limit": MAX_FOUND}).fetchall()
-        return [trace for row in rows if (trace := self._trace(row[0])) is not None]
+        found: list[Trace] = []
+        left = MAX_FOUND_BYTES
+        for name, size in rows:
+            left -= size
+            if found and left < 0:
+                break
+            trace = self._trace(name)
+            if trace is not None:
+                found.append(trace)
+        return found
+
+
+def _head(span: Span) -> dict[str, Json]:
+    """
+    Return what the list of traces tells of ``span``: short texts and numbers, whatever was sent.
+    """
+    told: dict[str, Json] = {}
+    for name in _IN_LIST:
+        value = span.attributes.get(name)
+        if isinstance(value, str):
+            told[name] = value[:_MAX_TEXT]
+        elif type(value) is int:
+            told[name] = value
+    cut = replace(span, service=span.service[:_MAX_TEXT], name=span.name[:_MAX_TEXT], status_message="")
+    return span_to_json(replace(cut, attributes=told, events=(), links=()))
+
+
+def _id(request_id: str) -> str:
+    """
+    Return what a row is found by; a text that is no id is kept in the row, and nothing is found by it.
+    """
+    return request_id if len(request_id) <= _MAX_TEXT else ""
 
 
 def _dump(value: dict[str, Json]) -> str:

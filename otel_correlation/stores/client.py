@@ -4,6 +4,7 @@ What a store is, and the HTTP side that those behind a URL share.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import json
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import httpx
 
 from otel_correlation.request_id import to_trace_id
+from otel_correlation.stores.bounded import Gunzip, MalformedError, TooBigError, read_json
 
 if TYPE_CHECKING:
     import ssl
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 10.0
 _CONNECT_S: Final = 3.0
-# An answer beyond this is refused rather than held in memory.
+# An answer beyond this, inflated, is refused rather than held in memory.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+# Of the JSON in it: an attribute of Jaeger has four, in some fifty bytes.
+MAX_VALUES: Final = 4_000_000
 _MAX_REASON: Final = 200
 _MAX_ERROR_BYTES: Final = 16 * 1024
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - asked, not bound
 _HEADER: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # How a tenant is named to Loki, Tempo, Mimir and gateways in front of them.
 _TENANT: Final = "X-Scope-OrgID"
@@ -92,7 +96,7 @@ class Http:
     Args:
         url: ``http[s]://[USER:PASSWORD@]HOST[:PORT][/PATH][#TENANT]``. A password without a user is a bearer token, the
             fragment is sent as ``X-Scope-OrgID``. None of them is ever part of a message.
-        timeout_s: The longest silence that is waited for.
+        timeout_s: The longest that one whole answer may take, from the name's look-up to the last byte.
     """
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
@@ -101,9 +105,9 @@ class Http:
         self._headers = _headers(self.url, parts.username, parts.password, parts.fragment)
         sent = [text for value in self._headers.values() for text in (value, value.rpartition(" ")[2])]
         self._secrets = [*filter(None, (unquote(parts.username or ""), unquote(parts.password or ""), *sent))]
-        self._timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        self._timeout_s = timeout_s
         # A proxy that the environment names is not meant for this machine itself.
-        self._trust_env = parts.hostname not in _LOOPBACK
+        self._trust_env = parts.hostname not in _THIS_MACHINE
 
     def get(
         self,
@@ -113,38 +117,67 @@ class Http:
     ) -> tuple[int, Json]:
         """
         Return the status and the decoded body; None is the body of a 404.
+
+        Blocks, and runs an event loop of its own meanwhile: call it from a thread that has none.
         """
-        body = bytearray()
+        sent = {**(headers or {}), **self._headers, "Accept-Encoding": "gzip"}
         try:
-            with (
-                httpx.Client(timeout=self._timeout, trust_env=self._trust_env, verify=_certificates()) as client,
-                client.stream(
-                    "GET", self.url + path, params=params, headers={**(headers or {}), **self._headers}
-                ) as response,
-            ):
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise StoreError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes")
-        except httpx.TimeoutException as error:
+            status, body = asyncio.run(self._answer(self.url + path, params, sent))
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise StoreError(f"{self.url} does not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StoreError(f"{self.url} is not reachable ({error or type(error).__name__})") from error
+        except TooBigError as error:
+            raise StoreError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes") from error
+        except MalformedError as error:
+            raise StoreError(f"{self.url} did not answer with what it says it does ({error})") from error
         except (OSError, ValueError, ImportError) as error:
             # Of what the environment names: its certificates are not there, its proxy is of a kind that nobody knows.
             why = f"{error}; see SSL_CERT_FILE and the proxy variables"
             raise StoreError(f"{self.url} cannot be asked ({why})") from error
-        if response.status_code == 404:
-            return response.status_code, None
-        if response.status_code != 200:
-            raise StoreError(f"{self.url}{path} answered with status {response.status_code}{self._reason(body)}")
+        if status == 404:
+            return status, None
+        if status != 200:
+            raise StoreError(f"{self.url}{path} answered with status {status}{self._reason(body)}")
         try:
-            answer: Json = json.loads(body)
-        except (ValueError, RecursionError):
+            return status, read_json(body, max_values=MAX_VALUES)
+        except TooBigError as error:
+            raise StoreError(f"{self.url} answered with more than can be read ({error})") from None
+        except MalformedError:
             raise StoreError(f"{self.url}{path} did not answer with JSON: is it a store of this kind?") from None
-        return response.status_code, answer
 
-    def _reason(self, body: bytearray) -> str:
+    async def _answer(
+        self, url: str, params: Mapping[str, str | int] | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        """
+        Return the status and the body, inflated by us: httpx would inflate any coding, and any number of them, whole.
+        """
+        # One deadline for everything. A time-out of a single read never comes where a byte drips now and then.
+        async with (
+            asyncio.timeout(self._timeout_s),
+            httpx.AsyncClient(
+                timeout=httpx.Timeout(self._timeout_s, connect=min(_CONNECT_S, self._timeout_s)),
+                trust_env=self._trust_env,
+                verify=_certificates(),
+            ) as client,
+            client.stream("GET", url, params=params, headers=headers) as response,
+        ):
+            coding = response.headers.get("content-encoding", "").strip().lower()
+            if coding not in ("", "identity", "gzip"):
+                raise MalformedError("it is neither plain nor gzip")
+            if coding == "gzip":
+                inflate = Gunzip(MAX_ANSWER_BYTES)
+                async for chunk in response.aiter_raw():
+                    inflate.feed(chunk)
+                return response.status_code, inflate.finish()
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise TooBigError
+            return response.status_code, bytes(body)
+
+    def _reason(self, body: bytes) -> str:
         """
         Return what an error says about itself if that is a line of text: a store's reason, and no page of a proxy.
         """

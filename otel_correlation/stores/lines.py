@@ -9,12 +9,15 @@ import re
 import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation import semconv
-from otel_correlation.request_id import MIN_ROOT_LENGTH
+from otel_correlation.request_id import MAX_LENGTH, MIN_ROOT_LENGTH
+from otel_correlation.stores.bounded import read_json
 from otel_correlation.stores.client import trace_id_of
 from otel_correlation.stores.model import LogLine
+from otel_correlation.stores.tracebacks import frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,7 +54,6 @@ _OTHERS: Final[dict[str, tuple[str, ...]]] = {
 _NOT_TEXT: Final = frozenset({"timestamp", "message", semconv.TRACE_ID, semconv.SPAN_ID})
 _ERRORS: Final = (("error.type", "error.message"), ("error.kind", "error.message"))
 
-_FRAME: Final = re.compile(r'^[\s|+]*File "', re.MULTILINE)
 _RAISED: Final = re.compile(r"^[\s|]*(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 _STAMP: Final = re.compile(
     r"(?P<iso>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
@@ -70,6 +72,10 @@ _REQUEST_FIELD: Final = re.compile(
     _NAMED.format(names="(?:x[._-])?request[._-]?id|correlation[._-]?id", value="[A-Za-z0-9._~:/+=#-]{1,200}"),
     re.IGNORECASE,
 )
+# Of one line, which has at most 1 MiB.
+_MAX_VALUES: Final = 100_000
+# Of all request ids that a search goes on with: a trace has one or a few, and each is looked for in every line.
+MAX_REQUEST_IDS: Final = 64
 _WORD: Final = "[A-Za-z0-9]"
 _STAMP_WITHIN: Final = 160
 
@@ -95,13 +101,19 @@ class Wanted:
     def of(known: Iterable[Trace]) -> Wanted:
         """
         Return what names the traces: their ids, and those of their request ids that are long enough to be of one only.
+
+        Of these the first 64: no honest trace has more.
         """
         traces = list(known)
-        request_ids = {request_id for trace in traces for request_id in trace.request_ids}
+        # Half a character, as JSON may hold it, is neither in a line nor in a URL.
+        request_ids = dict.fromkeys(
+            request_id
+            for trace in traces
+            for request_id in trace.request_ids
+            if MIN_ROOT_LENGTH <= len(request_id) <= MAX_LENGTH and request_id.isprintable()
+        )
         return Wanted(
-            frozenset(trace.trace_id for trace in traces),
-            # Half a character, as JSON may hold it, is neither in a line nor in a URL.
-            frozenset(one for one in request_ids if len(one) >= MIN_ROOT_LENGTH and one.isprintable()),
+            frozenset(trace.trace_id for trace in traces), frozenset(islice(request_ids, MAX_REQUEST_IDS))
         )
 
     @property
@@ -245,8 +257,8 @@ def _of_loguru(record: dict[str, Json]) -> dict[str, Json]:
 
 def _object(text: str) -> dict[str, Json] | None:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = read_json(text, max_values=_MAX_VALUES)
+    except ValueError:
         return None
     return data if isinstance(data, dict) else None
 
@@ -324,10 +336,10 @@ def put_exception(attributes: dict[str, Json], stack: str) -> None:
             told = attributes.pop(message, "")
             attributes["exception.message"] = told if isinstance(told, str) else ""
             return
-    frames = list(_FRAME.finditer(stack))
-    rows = stack[frames[-1].start() :].splitlines()[1:] if frames else stack.splitlines()[-1:]
+    found = frames(stack)
+    rows = stack[found[-1].start() :].splitlines()[1:] if found else stack.splitlines()[-1:]
     for number, row in enumerate(rows):
-        if row[:1] not in ("", " ", "\t", "|") or (frames and row.startswith("  | ") and row[4:5] not in (" ", "")):
+        if row[:1] not in ("", " ", "\t", "|") or (found and row.startswith("  | ") and row[4:5] not in (" ", "")):
             if raised := _RAISED.match(row):
                 attributes["exception.type"] = raised["type"]
                 attributes["exception.message"] = "\n".join([raised["message"] or "", *rows[number + 1 :]]).strip()

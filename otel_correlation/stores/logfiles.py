@@ -25,6 +25,8 @@ STDIN: Final = "-"
 MAX_LINES: Final = 10_000
 # A longer line is skipped; no handler writes one, and a file without line feeds must not fill the memory.
 MAX_LINE_BYTES: Final = 1024 * 1024
+# Of all lines that are told, with what follows them.
+MAX_BYTES: Final = 64 * 1024 * 1024
 _BLOCK: Final = 1024 * 1024
 # Of a traceback that follows a line of text.
 _MAX_FOLLOWING: Final = 500
@@ -65,18 +67,22 @@ class LogFileStore:
     def _scan(self, wanted: Wanted) -> list[Trace]:
         found: dict[str, list[LogLine]] = {}
         troubles: list[str] = []
-        left = MAX_LINES
+        left, left_bytes = MAX_LINES, MAX_BYTES
         for path in self._paths():
             try:
-                for line in self._lines(path, wanted, troubles):
+                for line, size in self._lines(path, wanted, troubles):
                     left -= 1
-                    if left < 0:
+                    left_bytes -= size
+                    if left < 0 or left_bytes < 0:
                         break
                     found.setdefault(line.trace_id, []).append(line)
             except (OSError, EOFError, zlib.error) as error:
                 troubles.append(f"{path} cannot be read{' on' if found else ''} ({_reason(error)})")
             if left < 0:
                 troubles.append(f"{self.name} have more than {MAX_LINES} lines of it")
+                break
+            if left_bytes < 0:
+                troubles.append(f"{self.name} have more than {MAX_BYTES} bytes of it")
                 break
         traces = [Trace.of(trace_id, (), lines) for trace_id, lines in found.items()]
         if troubles:
@@ -98,9 +104,11 @@ class LogFileStore:
             raise StoreError(f"{self._pattern}: there is no such log file")
         return sorted(found, key=_written_ns, reverse=True)
 
-    def _lines(self, path: str, wanted: Wanted, troubles: list[str]) -> Iterator[LogLine]:
+    def _lines(self, path: str, wanted: Wanted, troubles: list[str]) -> Iterator[tuple[LogLine, int]]:
         """
         Yield the lines of one file that have one of the ids, with the tracebacks that follow lines of text.
+
+        Beside each stands how many bytes it had in the file.
         """
         has_id = _prefilter(wanted)
         near_ns = time.time_ns() if path == STDIN else _written_ns(path)
@@ -115,7 +123,7 @@ class LogFileStore:
                     if following is not None:
                         if following.takes(raw):
                             continue
-                        yield following.line()
+                        yield following.line(), following.size_bytes
                         following = None
                     if not has_id(raw):
                         continue
@@ -125,9 +133,9 @@ class LogFileStore:
                         continue
                     # One without a time was written with the one before it.
                     last_ns = line.time_ns or last_ns
-                    following = _Following(line, last_ns)
+                    following = _Following(line, last_ns, len(raw))
             if following is not None:
-                yield following.line()
+                yield following.line(), following.size_bytes
 
 
 class _Following:
@@ -135,8 +143,10 @@ class _Following:
     A line, and what follows it in text: a traceback, as logging prints it or behind bars as our text lines have it.
     """
 
-    def __init__(self, line: LogLine, time_ns: int) -> None:
+    def __init__(self, line: LogLine, time_ns: int, size_bytes: int) -> None:
         self._line = line
+        # In the file, with what follows.
+        self.size_bytes = size_bytes
         self._time_ns = time_ns
         self._more: list[str] = []
         self._is_barred = self._is_raised = False
@@ -147,6 +157,8 @@ class _Following:
         """
         if self._is_raised or len(self._more) >= _MAX_FOLLOWING or raw[:1] == b"{":
             return False
+        if self.size_bytes + len(raw) > MAX_LINE_BYTES:
+            return False
         text = raw.decode("utf-8", "replace").rstrip("\r")
         if not text:
             return False
@@ -156,6 +168,7 @@ class _Following:
         if is_inner or self._is_raised:
             self._is_barred = text.startswith(_BAR)
             self._more.append(text.removeprefix(_BAR))
+            self.size_bytes += len(raw)
         return is_inner or self._is_raised
 
     def line(self) -> LogLine:
@@ -188,16 +201,16 @@ def _blocks(file: IO[bytes], path: str, troubles: list[str]) -> Iterator[bytes]:
     Yield the file in blocks of whole lines.
     """
     rest = b""
-    is_skipping = False
+    is_skipping = is_told = False
     while block := file.read(_BLOCK):
         end = block.rfind(b"\n")
         if end < 0:
             rest += block
             if len(rest) > MAX_LINE_BYTES:
                 rest = b""
-                if not is_skipping:
+                if not is_told:
                     troubles.append(f"{path} has a line of more than {MAX_LINE_BYTES} bytes, which was skipped")
-                is_skipping = True
+                is_skipping = is_told = True
             continue
         begin = block.find(b"\n") + 1 if is_skipping else 0
         is_skipping = False

@@ -5,8 +5,10 @@ The search over every store that is configured.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -21,7 +23,7 @@ from otel_correlation.stores.model import Trace
 from otel_correlation.stores.tempo import TempoStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from otel_correlation.stores.model import LogLine
 
@@ -148,42 +150,63 @@ def _merged(answers: Iterable[Iterable[Trace]], wanted: str) -> list[Trace]:
     for answer in answers:
         for trace in answer:
             parts.setdefault(trace.trace_id, []).append(trace)
+    wholes: dict[str, list[str]] = {}
+    for trace_id in parts:
+        wholes.setdefault(trace_id[-16:], []).append(trace_id)
     for half in [trace_id for trace_id in parts if trace_id.startswith(_UNKNOWN_HALF)]:
         # Of Datadog's decimal ids only the lower half is known.
-        whole = [trace_id for trace_id in parts if trace_id != half and trace_id.endswith(half[16:])]
+        whole = [trace_id for trace_id in wholes[half[16:]][:3] if trace_id != half]
         if len(whole) == 1:
             parts[whole[0]].extend(_named(trace, whole[0]) for trace in parts.pop(half))
     loose = _one("", parts.pop("", [])).logs
     found = {trace_id: _one(trace_id, same) for trace_id, same in parts.items()}
     placed: dict[str, list[LogLine]] = {}
-    for line in loose:
-        placed.setdefault(_place(line, found, wanted), []).append(line)
+    if loose:
+        places = _Places(found.values())
+        for line in loose:
+            request_id = line.request_id
+            trace_id = places.nearest(request_id, line.time_ns) or trace_id_of(request_id or wanted) or ""
+            placed.setdefault(trace_id, []).append(line)
     for trace_id, lines in placed.items():
         more = _named(Trace("", (), tuple(lines)), trace_id)
         found[trace_id] = _one(trace_id, [found[trace_id], more] if trace_id in found else [more])
     return sorted(found.values(), key=_began, reverse=True)
 
 
-def _place(line: LogLine, found: Mapping[str, Trace], wanted: str) -> str:
+class _Places:
     """
-    Return the trace that a line without a trace id belongs to: of those with its request id the nearest in time.
+    Where lines without a trace id belong: of the traces with their request id, the nearest in time.
     """
-    request_id = line.request_id
-    same = [
-        trace
-        for trace in found.values()
-        if not request_id or request_id in (*trace.request_ids, *trace.caller_request_ids)
-    ]
-    if same:
-        return min(same, key=lambda trace: _distance(line, trace)).trace_id
-    return trace_id_of(request_id or wanted) or ""
 
+    def __init__(self, traces: Iterable[Trace]) -> None:
+        self._by_request_id: dict[str, list[tuple[int, int, str]]] = {}
+        for trace in traces:
+            time = _began(trace), _ended(trace), trace.trace_id
+            # The empty one is for lines that name no request.
+            for request_id in dict.fromkeys(("", *trace.request_ids, *trace.caller_request_ids)):
+                self._by_request_id.setdefault(request_id, []).append(time)
+        for times in self._by_request_id.values():
+            times.sort()
+        # Of each place in a list, the one before it or there that ended last.
+        self._last = {
+            request_id: list(accumulate(times, lambda last, time: time if time[1] > last[1] else last))
+            for request_id, times in self._by_request_id.items()
+        }
 
-def _distance(line: LogLine, trace: Trace) -> int:
-    if not line.time_ns:
-        return -_began(trace)
-    ends = [span.end_ns for span in trace.spans] + [other.time_ns for other in trace.logs]
-    return max(_began(trace) - line.time_ns, line.time_ns - max(ends, default=0), 0)
+    def nearest(self, request_id: str, time_ns: int) -> str:
+        """
+        Return the trace id, or an empty text; without a time the newest trace is the nearest.
+        """
+        times = self._by_request_id.get(request_id)
+        if not times:
+            return ""
+        after = bisect_right(times, time_ns, key=lambda time: time[0]) if time_ns else len(times)
+        if not time_ns or not after:
+            return times[-1 if not time_ns else 0][2]
+        before = self._last[request_id][after - 1]
+        if after < len(times) and times[after][0] - time_ns < time_ns - before[1]:
+            return times[after][2]
+        return before[2]
 
 
 def _named(trace: Trace, trace_id: str) -> Trace:
@@ -207,10 +230,15 @@ def _one(trace_id: str, parts: Sequence[Trace]) -> Trace:
             own[key] += 1
             if own[key] > told[key]:
                 lines.append(line)
-        told |= own
+        for key, number in own.items():
+            told[key] = max(told[key], number)
     return Trace.of(trace_id, (span for part in reversed(parts) for span in part.spans), lines)
 
 
 def _began(trace: Trace) -> int:
     times = [*(span.start_ns for span in trace.spans), *(line.time_ns for line in trace.logs)]
     return min((time_ns for time_ns in times if time_ns), default=0)
+
+
+def _ended(trace: Trace) -> int:
+    return max([*(span.end_ns for span in trace.spans), *(line.time_ns for line in trace.logs)], default=0)

@@ -4,24 +4,18 @@ What a trace says: the request that it began with, its spans as a tree, and the 
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, replace
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation.stores.model import trace_to_json
+from otel_correlation.stores.tracebacks import frames, is_cut, own_frames, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from otel_correlation.stores.model import Json, LogLine, Span, Trace
 
-# A frame of a traceback as CPython prints it; an exception group puts "| " in front.
-_FRAME: Final = re.compile(
-    r'^[\s|+]*File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
-)
-# Frames of installed packages, of ours, of the standard library, and of generated or compiled code are not the
-# application's.
-_FOREIGN: Final = re.compile(r"[/\\](?:site-packages|dist-packages|otel_correlation|python\d\.\d+t?)[/\\]|^<|\.pyx$")
 _HTTP_FAILURE: Final = 500
 
 
@@ -132,16 +126,66 @@ def _joined(trace: Trace) -> Trace:
     this is good for finding a cause and for nothing that is shown.
     """
     calls = [span for span in trace.spans if span.kind == "CLIENT"]
+    begun = 0
+    open_calls = _OpenCalls()
     spans: list[Span] = []
     for span in trace.spans:
         if span.kind == "SERVER" and not span.parent_id:
-            around = [
-                call for call in calls if call.service != span.service and call.start_ns <= span.start_ns <= call.end_ns
-            ]
-            if around:
-                span = replace(span, parent_id=around[-1].span_id)  # noqa: PLW2901 - the last to start is the nearest
+            # Spans are in the order of their starts.
+            while begun < len(calls) and calls[begun].start_ns <= span.start_ns:
+                open_calls.begin(calls[begun])
+                begun += 1
+            call = open_calls.around(span)
+            if call is not None:
+                span = replace(span, parent_id=call.span_id)  # noqa: PLW2901 - the same span below its call
         spans.append(span)
     return replace(trace, spans=tuple(spans))
+
+
+class _OpenCalls:
+    """
+    The calls that have begun, in the order of their starts; each question takes a logarithm of their number.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        # Of each service, the last to begin on top; and on a heap the tops of all, the last to begin first.
+        self._by_service: dict[str, list[tuple[int, Span]]] = {}
+        self._tops: list[tuple[int, str]] = []
+
+    def begin(self, call: Span) -> None:
+        """
+        Add a call; it began no earlier than those before.
+        """
+        self._number -= 1
+        self._by_service.setdefault(call.service, []).append((self._number, call))
+        heappush(self._tops, (self._number, call.service))
+
+    def around(self, span: Span) -> Span | None:
+        """
+        Return the last call of another service to begin that has not ended when ``span`` starts, or None.
+
+        Calls that ended before are forgotten: spans that are asked for later start no earlier.
+        """
+        own: tuple[int, str] | None = None
+        found: Span | None = None
+        while self._tops and found is None:
+            number, service = self._tops[0]
+            calls = self._by_service[service]
+            if calls[-1:] and calls[-1][0] == number and calls[-1][1].end_ns >= span.start_ns:
+                if service != span.service:
+                    found = calls[-1][1]
+                else:
+                    own = heappop(self._tops)
+                continue
+            heappop(self._tops)
+            if calls[-1:] and calls[-1][0] == number:
+                calls.pop()
+                if calls:
+                    heappush(self._tops, (calls[-1][0], service))
+        if own is not None:
+            heappush(self._tops, own)
+        return found
 
 
 def _reaching(rows: list[tuple[int, Span]], begin: str) -> list[tuple[int, Span]]:
@@ -177,7 +221,7 @@ def _exception_of(trace: Trace, span: Span, *, fatal: bool) -> Cause | None:
     own, first = recorded[0]
     why = _cause(own.service, {**_code(own.attributes), **first}, own.span_id, fatal=fatal)
     first_stack = _text(first, "exception.stacktrace")
-    if _own_frames(first_stack) and not _is_cut(first_stack):
+    if own_frames(first_stack) and not is_cut(first_stack):
         return why
     # The span of a library sees the library's frames only. What its exception became further up, or the line that
     # logged it, knows where the application made the call.
@@ -185,8 +229,8 @@ def _exception_of(trace: Trace, span: Span, *, fatal: bool) -> Cause | None:
         line.attributes for line in trace.logs if line.service == own.service
     ]
     for stacktrace in (_text(attributes, "exception.stacktrace") for attributes in told):
-        if why.type.rpartition(".")[2] in stacktrace and (frames := _own_frames(stacktrace)):
-            return replace(why, place=_shown(frames[-1]))
+        if why.type.rpartition(".")[2] in stacktrace and (own_ones := own_frames(stacktrace)):
+            return replace(why, place=shown(own_ones[-1]))
     return why
 
 
@@ -246,36 +290,19 @@ def _place(stacktrace: str, attributes: Mapping[str, Json]) -> str:
     """
     Return the application's last frame in ``stacktrace``, else where the code attributes point, else the last frame.
     """
-    if _is_cut(stacktrace):
+    if is_cut(stacktrace):
         stacktrace = ""
-    frames = _own_frames(stacktrace)
-    if not frames and "code.file.path" not in attributes:
-        frames = list(_FRAME.finditer(stacktrace))
-    if frames:
-        return _shown(frames[-1])
+    found = own_frames(stacktrace)
+    if not found and "code.file.path" not in attributes:
+        found = frames(stacktrace)
+    if found:
+        return shown(found[-1])
     file = _text(attributes, "code.file.path")
     if not file:
         return ""
     function = _text(attributes, "code.function.name")
-    return f"{file}:{attributes.get('code.line.number', '?')}" + (f" in {function}" if function else "")
-
-
-def _is_cut(stacktrace: str) -> bool:
-    """
-    Return whether a store kept the beginning alone (Tempo: 2 KiB by default), without the frames that matter.
-    """
-    # Behind the last frame stands what was raised, the one thing in a traceback that is not indented.
-    rest = stacktrace.rpartition('\n  File "')[2].splitlines()[1:]
-    return stacktrace.startswith("Traceback ") and all(row[:1] in ("", " ") for row in rest)
-
-
-def _own_frames(stacktrace: str) -> list[re.Match[str]]:
-    return [frame for frame in _FRAME.finditer(stacktrace) if not _FOREIGN.search(frame["file"])]
-
-
-def _shown(frame: re.Match[str]) -> str:
-    function = f" in {frame['function']}" if frame["function"] else ""
-    return f"{frame['file']}:{frame['line']}{function}"
+    line = attributes.get("code.line.number")
+    return f"{file}:{line if isinstance(line, int | str) else '?'}" + (f" in {function}" if function else "")
 
 
 def _code(attributes: Mapping[str, Json]) -> dict[str, Json]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from otel_correlation.local import otlp
+from otel_correlation.stores.bounded import MalformedError, TooBigError
 from tests.local_payloads import START_NS, TRACE_ID, as_otlp_json, checkout, log, logs, span, traces
 
 LIMIT = 1000
@@ -119,7 +120,7 @@ def test_gzip_is_bounded_by_what_comes_out() -> None:
     """
     assert otlp.decompress(gzip.compress(b"x" * LIMIT), LIMIT) == b"x" * LIMIT
     for bomb in (gzip.compress(b"x" * (LIMIT + 1)), gzip.compress(b"x" * LIMIT) * 2, gzip.compress(b"x" * 50_000_000)):
-        with pytest.raises(otlp.TooBigError):
+        with pytest.raises(TooBigError):
             otlp.decompress(bomb, LIMIT)
 
 
@@ -136,7 +137,7 @@ def test_what_is_no_gzip_is_malformed(body: bytes) -> None:
     Any bytes either inflate or are refused as malformed; nothing else is raised.
     """
     for data in (body, gzip.compress(body)[:-1]):
-        with contextlib.suppress(otlp.MalformedError):
+        with contextlib.suppress(MalformedError):
             assert len(otlp.decompress(data, LIMIT)) <= LIMIT
 
 
@@ -146,7 +147,7 @@ def test_any_bytes_are_read_or_malformed(body: bytes, media: str) -> None:
     No bytes raise anything but MalformedError.
     """
     for decode in DECODERS:
-        with contextlib.suppress(otlp.MalformedError):
+        with contextlib.suppress(MalformedError):
             decode(body, media)
 
 
@@ -172,7 +173,7 @@ def test_any_json_is_read_or_malformed(document: Any) -> None:
     """
     body = json.dumps(document).encode()
     for decode in DECODERS:
-        with contextlib.suppress(otlp.MalformedError):
+        with contextlib.suppress(MalformedError):
             decode(body, otlp.JSON)
 
 
@@ -181,7 +182,7 @@ def test_json_that_would_exhaust_the_parser_is_malformed(body: bytes) -> None:
     """
     Nesting without end and bytes that are no UTF-8 are refused like any other malformed body.
     """
-    with pytest.raises(otlp.MalformedError):
+    with pytest.raises(MalformedError):
         otlp.decode_traces(body, otlp.JSON)
 
 
@@ -191,5 +192,5 @@ def test_metrics_are_checked_and_not_kept() -> None:
     """
     body = ExportMetricsServiceRequest().SerializeToString()
     assert otlp.check_metrics(body, otlp.PROTOBUF) == otlp.Batch()
-    with pytest.raises(otlp.MalformedError):
+    with pytest.raises(MalformedError):
         otlp.check_metrics(b"\xff", otlp.PROTOBUF)

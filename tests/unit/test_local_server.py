@@ -5,11 +5,13 @@ The receiver and viewer over real HTTP: status codes and bodies of OTLP/HTTP, th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import logging
 import socket
 import sqlite3
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -22,6 +24,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_correlation.local import LocalServer, server
+from otel_correlation.stores import as_json
 from otel_correlation.stores.model import trace_from_json
 from tests.local_payloads import REQUEST_ID, TRACE_ID, as_otlp_json, checkout, log, logs, span, traces
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_correlation.local import LocalStore
+    from otel_correlation.stores import Json, Trace
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -178,16 +182,156 @@ def test_the_page_allows_nothing_but_its_own_files(client: httpx.Client) -> None
     ]
 
 
-def test_another_sites_page_cannot_read(client: httpx.Client) -> None:
+PATHS = ("/", "/viewer.js", "/api/traces", f"/api/traces/{TRACE_ID}", f"/api/find/{TRACE_ID}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_another_sites_page_can_neither_read_nor_send(host: str) -> None:
     """
-    A name that somebody lets point at this machine (DNS rebinding) gets no data; a collector's name may still send.
+    A name that somebody lets point at this machine (DNS rebinding) gets no data and leaves none, on any interface.
+
+    Names that were given count, and so does every address: a page has the address as its own name only if it is ours.
     """
-    send_checkout(client)
-    for path in ("/", "/api/traces", f"/api/traces/{TRACE_ID}", f"/api/find/{TRACE_ID}"):
-        assert client.get(path, headers={"host": "evil.example:4318"}).status_code == 421
-        assert client.get(path, headers={"host": "localhost:4318"}).status_code == 200
     body = traces(checkout().spans).SerializeToString()
-    assert send(client, "/v1/traces", body, host="host.docker.internal:4318").status_code == 200
+    with (
+        LocalServer(host, 0, allow_hosts=["Viewer.internal", "host.docker.internal."]) as local,
+        httpx.Client(base_url=local.url, trust_env=False) as client,
+    ):
+        send_checkout(client)
+        for name in ("evil.example:4318", "evil.example", "viewer.internal.evil.example", "127.0.0.1.evil.example", ""):
+            assert {client.get(path, headers={"host": name}).status_code for path in PATHS} == {421}, name
+            response = send(client, "/v1/traces", body, host=name)
+            assert (response.status_code, response.headers["content-type"]) == (421, PROTOBUF)
+            assert "--allow-host" in Status.FromString(response.content).message
+        for name in ("localhost:4318", "LOCALHOST.", "viewer.internal:1", "host.docker.internal", "192.0.2.7", "[::1]:5"):
+            assert {client.get(path, headers={"host": name}).status_code for path in PATHS} == {200}, name
+            assert send(client, "/v1/traces", body, host=name).status_code == 200
+
+
+def half_open(local: LocalServer, data: bytes = b"POST /v1/traces HTTP/1.1\r\nhost: x") -> socket.socket:
+    raw = socket.create_connection(("127.0.0.1", local.port), timeout=60)
+    raw.sendall(data)
+    return raw
+
+
+def all_of(raw: socket.socket) -> bytes:
+    """
+    Returns what comes until the server ends the connection.
+    """
+    told = b""
+    try:
+        while data := raw.recv(65536):
+            told += data
+    except ConnectionResetError:
+        pass
+    return told
+
+
+def test_half_open_connections_take_nobodys_place(local: LocalServer, client: httpx.Client) -> None:
+    """
+    More connections than the server keeps, each with half a request: everybody else is answered all the same.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(half_open(local))
+        send_checkout(client)
+        with httpx.Client(base_url=local.url, trust_env=False) as other:
+            assert other.get(f"/api/find/{TRACE_ID}").status_code == 200
+            assert other.get("/healthz").json()["dropped"]["connections_ended_for_others"] >= 300 - 200
+
+
+def test_a_request_that_never_ends_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Neither a head nor a body may take for ever, and bytes that drip do not give it more time: of a body the sender is
+    told so.
+    """
+    monkeypatch.setattr(server, "HEAD_S", 0.3)
+    monkeypatch.setattr(server, "BODY_S", 0.3)
+    announced = b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-protobuf\r\n"
+    answered = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with LocalServer(port=0) as local:
+        for begin, drop in ((b"", b"G"), (answered, b"G"), (announced + b"content-length: 100000\r\n\r\n", b"x")):
+            with half_open(local, begin) as raw:
+                raw.settimeout(0.01)
+                told = b""
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(6000):
+                        raw.sendall(drop)
+                        with contextlib.suppress(TimeoutError):
+                            data = raw.recv(65536)
+                            told += data
+                            if not data:
+                                break
+                    else:
+                        pytest.fail("the connection is still there")
+            if begin.startswith(b"POST"):
+                assert told.startswith(b"HTTP/1.1 408 ")
+                assert b"did not arrive in time" in told
+        assert httpx.get(f"{local.url}/healthz", trust_env=False).json()["dropped"]["slow_requests"] == 1
+
+
+def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A caller that asks for megabytes and reads none of them holds neither a connection nor the bytes.
+    """
+    monkeypatch.setattr(server, "REQUEST_S", 1.0)
+    with LocalServer(port=0) as local:
+        local.store.add(tuple(replace(checkout().spans[0], span_id=f"{n:016x}", name="x" * 9000) for n in range(900)), ())
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.settimeout(60)
+            raw.connect(("127.0.0.1", local.port))
+            raw.sendall(f"GET /api/traces/{TRACE_ID} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            with httpx.Client(base_url=local.url, trust_env=False) as client:
+                for _ in range(6000):
+                    if client.get("/healthz").json()["dropped"]["slow_requests"]:
+                        break
+                    assert not local.wait(0.01)
+            assert len(all_of(raw)) < 900 * 9000
+
+
+def test_of_bodies_that_arrive_slowly_the_first_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Bytes of unfinished bodies are bounded together; what is given up is told to come again, and the newcomer is taken.
+    """
+    monkeypatch.setattr(server, "MAX_ARRIVING_BYTES", 100_000)
+    head = b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with LocalServer(port=0) as local, half_open(local, head % 90_000 + b" " * 60_000) as first:
+        body = b"{" + b" " * 79_998 + b"}"
+        assert httpx.post(f"{local.url}/v1/traces", content=body, headers={"content-type": JSON}).status_code == 200
+        told = all_of(first)
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in told
+
+
+@pytest.mark.parametrize("media", [PROTOBUF, JSON])
+def test_a_small_body_that_becomes_millions_of_messages_is_413(client: httpx.Client, media: str) -> None:
+    """
+    65 kB of gzip that hold 64 MiB of empty messages are refused with a Status; the next payload is taken.
+    """
+    many = b'{"resourceSpans":[' + b"{}," * 5_000_000 + b"{}]}" if media == JSON else b"\x0a\x00" * (32 * 1024 * 1024)
+    response = send(client, "/v1/traces", gzip.compress(many), media, content_encoding="gzip")
+    assert (response.status_code, response.headers["content-type"]) == (413, media)
+    send_checkout(client)
+
+
+def test_nothing_that_grows_runs_on_the_event_loop(
+    local: LocalServer, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A story is told in a thread of its own, so that a large one keeps nobody waiting.
+    """
+    seen: list[str] = []
+
+    def told(trace: Trace) -> dict[str, Json]:
+        seen.append(threading.current_thread().name)
+        return as_json(trace)
+
+    monkeypatch.setattr(server, "as_json", told)
+    send_checkout(client)
+    for path in (f"/api/traces/{TRACE_ID}", f"/api/find/{TRACE_ID}"):
+        assert client.get(path).status_code == 200
+    assert [name.startswith("otel-correlation-teller") for name in seen] == [True, True]
 
 
 def test_log_lines_without_a_trace_are_counted(client: httpx.Client) -> None:
