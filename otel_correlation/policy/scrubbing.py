@@ -88,8 +88,10 @@ _SCHEMES: Final = frozenset({"basic", "bearer", "digest", "negotiate", "token"})
 
 def scrub(text: str) -> str:
     """
-    Return an exception's text without what a user sent: values that libraries and databases quote, secrets in URLs, and
-    the values of names that are secret (``policy.sensitive``).
+    Return an exception's text without what a user sent and what is secret.
+
+    Those are values that libraries and databases quote, users and secrets in URLs, and the values of names that are
+    secret (``policy.sensitive``). Lines of source code are left alone.
     """
     text = hide_quoted(text)
     if "//" in text:
@@ -134,7 +136,7 @@ def _is_secret_before(line: str, at: int, done: int) -> bool:
     left = line[max(done, end - _NAME_CHARACTERS) : end]
     begin = len(left.rstrip(_NAME))
     name = left[begin:]
-    if len(name) < 3:  # noqa: PLR2004 - no name of the list is shorter
+    if len(name) < 3:
         return False
     return is_secret_in_query(name) if left[begin - 1 : begin] in ("?", "&") else is_secret_in_text(name)
 

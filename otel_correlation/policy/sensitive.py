@@ -2,8 +2,8 @@
 Which names have a value that nobody may read: one list for queries, for texts of exceptions and for the collectors.
 
 The expressions are Python's and RE2's alike (no look-around), because ``collector/*.yaml`` holds the same text: a test
-compares them, and ``python -m tests.redaction_rules --write`` puts it there. None of them repeats without a bound, so that a
-name costs no more than its length.
+compares them, and ``python -m tests.redaction_rules --write`` puts it there. None of them repeats without a bound, so
+a name costs no more than its length.
 
 See: semantic-conventions docs/http/http-spans.md (``url.full``); OWASP Logging Cheat Sheet, "Data to exclude"; what
 Sentry, Django and Rails leave out by default.
@@ -42,11 +42,14 @@ WORDS: Final = (
     "code verifier",
     "(?:cas|service|login|granting|proxy|sso) ticket",
     # Codes that are typed once.
-    "[ht]?otp",
+    "otp",
+    "totp",
     "pin",
-    "(?:oauth|auth(?:orization)?|access|verification|security|one time|sms|mfa|2fa|login|recovery|backup|device|user) codes?",
+    "(?:oauth|auth(?:orization)?|access|verification|security|login|recovery|backup|device|user) codes?",
+    "(?:one time|sms|mfa|2fa) codes?",
     # Cookies of sessions: Django, PHP, Java, ASP, Express, Laravel, Rails and others.
-    "[cx]srf",
+    "csrf",
+    "xsrf",
     "aspsessionid[a-z]{8}",
     "connect sid",
     "(?:laravel|ci|rack|user|aiohttp|flask|asp net core) session",
@@ -55,7 +58,8 @@ WORDS: Final = (
     "(?:credit |debit )?card (?:number|no|num)",
     "(?:credit|debit) card",
     "account number",
-    "cv[vc]",
+    "cvv",
+    "cvc",
     "iban",
     "ssn",
 )
@@ -128,7 +132,13 @@ def key_patterns() -> list[str]:
     """
     Return the expressions that find a secret's name among the keys of attributes.
     """
-    return [f"(?i:{alternatives(ENDS)}){END}", f"(?:^|[^A-Za-z0-9])(?i:{alternatives(WORDS)}){END}"]
+    humps = "|".join(word.capitalize() for word in WORDS if word.isalpha())
+    return [
+        f"(?i:{alternatives(ENDS)}){END}",
+        f"(?:^|[^A-Za-z0-9])(?i:{alternatives(WORDS)}){END}",
+        # (In parentheses for YAML, where a [ begins a list.)
+        f"(?:[a-z0-9])(?:{humps}){END}",
+    ]
 
 
 _SECRET: Final = re.compile("|".join(key_patterns()))
