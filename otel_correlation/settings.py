@@ -500,7 +500,7 @@ def _stores(env: _Environment) -> tuple[str, ...]:
     name = semconv.OTEL_CORRELATION_STORES
     entries = env.names(name)
     for entry in entries:
-        if "=" not in entry and not _good_url(entry):
+        if "=" not in entry.partition("://")[0] and not _good_url(entry):
             env.wrong(
                 name, entry, "no store", "http://HOST:PORT, KIND=http://HOST:PORT or logs=FILES; `find` refuses it"
             )
