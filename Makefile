@@ -50,6 +50,8 @@ lock: ## renew the pinned requirements (needs uv)
 	uv pip compile pyproject.toml $(LOCK) --output-file requirements/dev.txt
 	uv pip compile pyproject.toml $(LOCK) --constraint requirements/oldest.in --output-file requirements/oldest.txt
 	uv pip compile pyproject.toml $(PIN) --extra local --group libraries --output-file requirements/libraries.txt
+	uv pip compile requirements/build.in $(PIN) --constraint requirements/dev.txt --output-file requirements/build.txt
+	uv pip compile pyproject.toml requirements/service.in $(PIN) --constraint requirements/dev.txt --output-file requirements/service.txt
 
 PIN := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 LOCK := $(PIN) --extra local --extra config --group test --group check

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_correlation import guard, logs, semconv
+from otel_correlation import guard, logs, policy, semconv
 from otel_correlation._early import LIMITS, is_limit, originals, replace
 from otel_correlation._version import __version__
 from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
@@ -284,6 +284,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             return
         problems = [*settings.problems, *_without_effect(settings)]
         logs.install(settings)
+        policy.mask_stock_lines()
         textmap = None
         by_file = not settings.sdk_disabled and _configured_by_file(problems)
         if by_file:
@@ -344,7 +345,7 @@ def _configured_by_file(problems: list[str]) -> bool:
     except ModuleNotFoundError:
         why = "pip install 'otel-correlation[config]'"
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the service serves
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+        why = policy.file_problem(error)
     else:
         return True
     problems.append(f"OTEL_CONFIG_FILE={path[:200]!a} is not usable ({why}); using the environment instead")
@@ -519,7 +520,8 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
         sdk_configuration._init_metrics(found, resource)
     except Exception as error:  # noqa: BLE001 - a third party's exporter
         names_text = ",".join(settings.metrics_exporters)
-        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({error}); using none instead")
+        why = policy.shown_text(str(error))
+        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({why}); using none instead")
         metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
         return
     provider = metrics_api.get_meter_provider()
@@ -569,7 +571,7 @@ def _announce() -> None:
     elif not settings.traces_exporters:
         where = "spans are not exported"
     elif "otlp" in settings.traces_exporters:
-        where = f"spans to {_without_userinfo(settings.traces_endpoint)} ({settings.traces_protocol})"
+        where = f"spans to {policy.shown_url(settings.traces_endpoint)} ({settings.traces_protocol})"
     else:
         where = f"spans to {', '.join(settings.traces_exporters)}"
     sampler = f"ratio {settings.ratio:g}" if settings.sampler.endswith("ratio") else settings.sampler
@@ -592,12 +594,6 @@ def _announce_unserved() -> None:
     """
     if not {"uvicorn", "gunicorn"} & sys.modules.keys():
         _announce_problems()
-
-
-def _without_userinfo(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def stats() -> dict[str, int]:

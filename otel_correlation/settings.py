@@ -190,9 +190,8 @@ class _Environment:
         return self._environ.get(name, "").strip()
 
     def wrong(self, name: str, value: str, used: object, why: str = "") -> None:
-        # ascii(): a value that is not UTF-8, or has control characters, must not break the line it is reported in.
         because = f" ({why})" if why else ""
-        line = f"{name}={value[:100]!a} is not usable{because}; using {used} instead"
+        line = f"{name}{policy.quoted(name, value)} is not usable{because}; using {used} instead"
         # A variable may be read for several signals; it is wrong once.
         if line not in self.problems:
             self.problems.append(line)
@@ -382,8 +381,41 @@ def _endpoint(env: _Environment, protocol: Protocol) -> tuple[str, bool]:
             whole = protocol == "grpc" or name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
             used, is_default = value if whole else value.rstrip("/") + "/v1/traces", False
         else:
-            env.wrong(name, value, used, "a URL such as http://collector:4318")
+            env.wrong(name, value, policy.shown_url(used), "a URL such as http://collector:4318")
     return used, is_default
+
+
+# A header's name, and what no header's value may contain (RFC 9110, 5.5).
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def otlp_headers(text: str) -> tuple[dict[str, str], str]:
+    """
+    Return the headers of ``OTEL_EXPORTER_OTLP_HEADERS``, and what is wrong with the other entries; no part of a value.
+
+    Args:
+        text: ``NAME=VALUE,...``, both percent-encoded (OpenTelemetry specification, protocol/exporter.md).
+    """
+    headers: dict[str, str] = {}
+    bad = 0
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = entry.partition("=")
+        key, value = unquote(key).strip(), unquote(value).strip()
+        if not equals or not _TOKEN.fullmatch(key) or _CONTROL.search(value):
+            bad += 1
+            continue
+        # The transport writes Latin-1; this way UTF-8 arrives as UTF-8.
+        headers[key.lower()] = value.encode("utf-8", "replace").decode("latin-1")
+    return headers, f"{bad} of its entries are not NAME=VALUE; {policy.HEADERS_HINT}" if bad else ""
+
+
+def _check_headers(env: _Environment) -> None:
+    for signal in ("", "TRACES_", "METRICS_", "LOGS_"):
+        name = f"OTEL_EXPORTER_OTLP_{signal}HEADERS"
+        _, why = otlp_headers(env.text(name))
+        if why:
+            # Not the value: it is where API keys are.
+            env.wrong(name, "", "the other entries", why)
 
 
 def _propagators(env: _Environment, known: Callable[[str, str], bool]) -> tuple[str, ...]:
@@ -468,11 +500,9 @@ def _stores(env: _Environment) -> tuple[str, ...]:
     name = semconv.OTEL_CORRELATION_STORES
     entries = env.names(name)
     for entry in entries:
-        if "=" not in entry and not _good_url(entry):
-            # What stands before an @ may be a password.
-            shown = entry.rpartition("@")[2]
+        if "=" not in entry.partition("://")[0] and not _good_url(entry):
             env.wrong(
-                name, shown, "no store", "http://HOST:PORT, KIND=http://HOST:PORT or logs=FILES; `find` refuses it"
+                name, entry, "no store", "http://HOST:PORT, KIND=http://HOST:PORT or logs=FILES; `find` refuses it"
             )
     return entries
 
@@ -536,6 +566,7 @@ def from_environment(
         batch_size = queue_size
     opt_in = _opt_in(env)
     _check_plugs(env, is_known)
+    _check_headers(env)
     env.misspelt(_OURS)
     choice = cast("Any", env.choice)
     preset = choice(semconv.OTEL_CORRELATION_LOG_PRESET, tuple(semconv.LOG_PRESETS), "otel")

@@ -14,11 +14,11 @@ import re
 import socket
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from otel_correlation import semconv
 from otel_correlation.cli import FAILED, LOCAL_MODULES, OK
-from otel_correlation.policy import ALL, NONE
+from otel_correlation.policy import ALL, NONE, reason_of, shown_store, shown_url, shown_variable
 from otel_correlation.settings import from_environment
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _PACKAGES: Final = (
 )
 # They make a SERVER or CLIENT span of their own around the same call when they are switched on.
 _OVERLAPPING: Final = ("starlette", "asgi_middleware", "urllib3")
-_SECRETS: Final = ("HEADERS", "KEY", "PASSWORD", "SECRET", "TOKEN", "CREDENTIAL")
 _CONNECT_S: Final = 2.0
 
 
@@ -167,7 +166,7 @@ def _effective(report: _Report, settings: Settings) -> None:
     for header in ("traceparent", "baggage", "request_id"):
         report.fact(f"{header.replace('_', ' ')} to", _sent_to(settings, getattr(settings, f"outbound_{header}")))
     report.fact(
-        "find asks", ", ".join(map(_without_userinfo, settings.stores)) or "http://127.0.0.1:4318 (the embedded store)"
+        "find asks", ", ".join(map(shown_store, settings.stores)) or "http://127.0.0.1:4318 (the embedded store)"
     )
 
 
@@ -203,7 +202,7 @@ def _reachable(report: _Report, settings: Settings, environ: Mapping[str, str]) 
         report.fact("-", "nothing is sent over OTLP")
     for signal, endpoint in endpoints.items():
         why = _connect(endpoint)
-        report.fact(signal, f"{_without_userinfo(endpoint)}: {why or 'something listens'}")
+        report.fact(signal, f"{shown_url(endpoint)}: {why or 'something listens'}")
         if why:
             report.problem(
                 f"nobody takes the {signal}: start `otel-correlation serve`, "
@@ -226,7 +225,7 @@ def _stores(report: _Report, settings: Settings) -> None:
         place = entry.partition("=")[2] if "=" in entry.partition("://")[0] else entry
         if "://" in place:
             why = _connect(place)
-            shown = _without_userinfo(entry)
+            shown = shown_store(entry)
             report.fact("find", f"{shown}: {why or 'something listens'}")
             if why:
                 report.problem(f"find cannot ask {shown}: start it, or change {semconv.OTEL_CORRELATION_STORES}")
@@ -247,40 +246,16 @@ def _connect(endpoint: str) -> str:
         with socket.create_connection((parts.hostname or "", port), _CONNECT_S):
             return ""
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return reason_of(error)
 
 
 def _variables(report: _Report, environ: Mapping[str, str]) -> None:
     report.head("Variables")
     names = sorted(name for name in environ if name.startswith(("OTEL_", "FASTAPI_OTEL_")))
     for name in names:
-        report.fact(name, _masked(name, environ[name]))
+        report.fact(name, shown_variable(name, environ[name]))
     if not names:
         report.fact("-", "none is set: the defaults hold")
-
-
-def _masked(name: str, value: str) -> str:
-    """
-    Return ``value`` as it may be shown: of headers only the names, of keys and passwords nothing, of URLs no user.
-    """
-    if name.endswith("HEADERS") and "CAPTURE_HEADERS" not in name and "REQUEST_ID_HEADERS" not in name:
-        return ",".join(f"{part.partition('=')[0].strip()}=***" for part in value.split(",") if part.strip())
-    if any(secret in name for secret in _SECRETS) and "HEADERS" not in name:
-        return "***"
-    return ",".join(_without_userinfo(part) for part in value.split(","))
-
-
-def _without_userinfo(url: str) -> str:
-    # jaeger=http://user:password@host
-    kind, equals, rest = url.partition("=") if "=" in url.partition("://")[0] else ("", "", url)
-    try:
-        parts = urlsplit(rest)
-    except ValueError:
-        return "***"
-    if "@" not in parts.netloc:
-        # user:password@host without a scheme is no URL, and a secret all the same.
-        return f"***@{url.rpartition('@')[2]}" if re.match(r"\s*[^/@\s=]*:[^/@\s]*@", rest) else url
-    return kind + equals + urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
 def _plain(text: object) -> str:

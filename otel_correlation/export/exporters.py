@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
@@ -22,7 +22,9 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, Sp
 from otel_correlation import _version
 from otel_correlation.export.batching import LogPipeline
 from otel_correlation.export.sending import Compression, HttpLogExporter, HttpSpanExporter, Sender
+from otel_correlation.policy import quoted
 from otel_correlation.semconv import DISTRO_NAME
+from otel_correlation.settings import otlp_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -38,9 +40,6 @@ Signal = Literal["traces", "logs"]
 
 _DEFAULT_TIMEOUT_S: Final = 10.0
 _DEFAULT_ENDPOINT: Final = "http://localhost:4318"
-# A header name of OTEL_EXPORTER_OTLP_HEADERS, and what no header value may contain (RFC 9110, 5.5).
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class _Variables:
@@ -61,10 +60,9 @@ class _Variables:
 
     def wrong(self, name: str, value: str, used: str, why: str) -> None:
         self.wrong_names.add(name)
-        shown = f"={value[:100]!a}" if value else ""
         # The same variable may serve spans and logs: one line.
         if not any(problem.startswith((f"{name}=", f"{name} ")) for problem in self._problems):
-            self._problems.append(f"{name}{shown} is not usable ({why}); using {used} instead")
+            self._problems.append(f"{name}{quoted(name, value)} is not usable ({why}); using {used} instead")
 
     def timeout_s(self) -> float:
         name, value = self.first("TIMEOUT")
@@ -88,19 +86,10 @@ class _Variables:
 
     def headers(self) -> dict[str, str]:
         name, value = self.first("HEADERS")
-        headers: dict[str, str] = {}
-        bad = 0
-        for entry in filter(None, (part.strip() for part in value.split(","))):
-            key, equals, text = entry.partition("=")
-            key, text = unquote(key).strip(), unquote(text).strip()
-            if not equals or not _HEADER_NAME.fullmatch(key) or _CONTROL.search(text):
-                bad += 1
-                continue
-            # The transport writes Latin-1; this way UTF-8 arrives as UTF-8.
-            headers[key.lower()] = text.encode("utf-8", "replace").decode("latin-1")
-        if bad:
+        headers, why = otlp_headers(value)
+        if why:
             # Not the value: it is where API keys are.
-            self.wrong(name, "", "the other entries", f"{bad} of its entries are not name=value")
+            self.wrong(name, "", "the other entries", why)
         return headers
 
     def endpoint(self) -> tuple[str, bool]:
@@ -424,7 +413,9 @@ def _positive(name: str, default: int, problems: list[str], *, least: int = 1) -
         return default
     if re.fullmatch(r"[0-9]{1,12}", value) and int(value) >= least:
         return int(value)
-    problems.append(f"{name}={value[:100]!a} is not usable (a whole number, {least} or more); using {default} instead")
+    problems.append(
+        f"{name}{quoted(name, value)} is not usable (a whole number, {least} or more); using {default} instead"
+    )
     return default
 
 

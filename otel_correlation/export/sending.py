@@ -17,7 +17,6 @@ import time
 import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.common.http import _extract_retry_after
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -25,6 +24,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_correlation import guard
 from otel_correlation.export.encoding import encode_logs, encode_spans
+from otel_correlation.policy import reason_of, shown_text, shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,21 +87,6 @@ def _is_cut_off(error: Exception | None) -> bool:
     return isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError)
 
 
-def _why(error: BaseException | None) -> str:
-    """
-    Return what the operating system said, such as "Connection refused", or the kind of error.
-    """
-    kind = type(error).__name__
-    for _ in range(8):
-        if error is None:
-            break
-        said = getattr(error, "strerror", None)
-        if isinstance(said, str) and said:
-            return said
-        error = error.__cause__ or error.__context__
-    return kind
-
-
 class Sender:
     """
     Delivers serialized batches to one endpoint, one at a time, for as long as it takes.
@@ -129,6 +114,7 @@ class Sender:
     ) -> None:
         self.kind: Kind = kind
         self.endpoint = endpoint
+        self._shown = shown_url(endpoint)
         self.abandoned = 0
         self.trouble = ""
         self.quiet = is_default
@@ -180,7 +166,7 @@ class Sender:
                 delay = _extract_retry_after(result)
                 warned = "is not taking"
             elif self._transport.is_connection_error(result.error) or _is_cut_off(result.error):
-                self.trouble = _why(result.error)
+                self.trouble = reason_of(result.error)
                 warned = "cannot be reached for"
                 if _maybe_delivered(result.error):
                     guard.count(f"{self.kind}.possible_duplicates", count)
@@ -189,7 +175,7 @@ class Sender:
                 elif self._unreachable_since is None:
                     self._unreachable_since = time.monotonic()
             else:
-                self.trouble = _why(result.error)
+                self.trouble = reason_of(result.error)
                 self._refused("not_sendable", count)
                 return False
             if not again_now:
@@ -305,11 +291,11 @@ class Sender:
             guard.warn_seldom(
                 f"export.partial.{self.kind}",
                 "The collector at %s took a batch but rejected %d of %d %s: %a",
-                self._shown(),
+                self._shown,
                 rejected,
                 count,
                 self.kind,
-                message[:200],
+                shown_text(message)[:200],
             )
         guard.count(f"{self.kind}.exported", count - rejected)
 
@@ -340,7 +326,7 @@ class Sender:
         guard.warn_seldom(
             f"export.refused.{self.kind}",
             "%s refused %d %s for good (%s); they are dropped. Reported at most once a minute.",
-            self._shown(),
+            self._shown,
             count,
             self.kind,
             self.trouble,
@@ -348,20 +334,16 @@ class Sender:
 
     def _warn(self, what: str) -> None:
         if self.quiet:
-            _hint(self._shown())
+            _hint(self._shown)
             return
         guard.warn_seldom(
             f"export.retry.{self.kind}",
             "%s %s %s (%s); they are kept and tried again until the queue is full.",
-            self._shown(),
+            self._shown,
             what,
             self.kind,
             self.trouble,
         )
-
-    def _shown(self) -> str:
-        parts = urlsplit(self.endpoint)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class HttpSpanExporter(SpanExporter):

@@ -1,5 +1,5 @@
 """
-What is decided by rule: what is left out of spans, whose ids are continued, and which hosts get ours.
+What is decided by rule: what is left out of spans and lines, whose ids are continued, and which hosts get ours.
 """
 
 from __future__ import annotations
@@ -13,23 +13,43 @@ from otel_correlation.policy.recording import (
     redact_url,
 )
 from otel_correlation.policy.scrubbing import hide_quoted, scrub
+from otel_correlation.policy.showing import (
+    HEADERS_HINT,
+    file_problem,
+    mask_stock_lines,
+    quoted,
+    reason_of,
+    shown_store,
+    shown_text,
+    shown_url,
+    shown_variable,
+)
 from otel_correlation.policy.trust import FORWARDING, NONE, Trust, peers, trust_for
 
 __all__ = [
     "ALL",
     "FORWARDING",
+    "HEADERS_HINT",
     "NONE",
     "REDACTED",
     "HeaderCapture",
     "Outbound",
     "Patterns",
     "Trust",
+    "file_problem",
     "hide_quoted",
     "host_pattern",
+    "mask_stock_lines",
     "outbound_for",
     "peers",
+    "quoted",
+    "reason_of",
     "redact_query",
     "redact_url",
     "scrub",
+    "shown_store",
+    "shown_text",
+    "shown_url",
+    "shown_variable",
     "trust_for",
 ]

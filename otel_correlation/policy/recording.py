@@ -5,38 +5,24 @@ What is left out: paths without a span, header values and query values that must
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 from otel_correlation import guard
+from otel_correlation.policy.sensitive import is_secret_in_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 REDACTED: Final = "REDACTED"
 
-# The semantic conventions' list (http-spans.md, url.full) and what is secret or personal under any common name.
-_SECRET_PARTS: Final = (
-    "token",
-    "secret",
-    "password",
-    "passwd",
-    "session",
-    "signature",
-    "credential",
-    "email",
-    "authorization",
-    "apikey",
-    "accesskey",
-    "privatekey",
-)
-_SECRET_NAMES: Final = frozenset(
-    {"code", "sig", "pwd", "pass", "auth", "jwt", "otp", "pin", "ssn", "sid", "mail", "assertion", "samlresponse"}
-)
-
-
 _SEPARATORS: Final = re.compile("([&;])")
+# Of what is no path, a slash in a password is more likely than an @ behind the host.
+_WEB: Final = frozenset({"", "http", "https", "ws", "wss"})
+# A URL in a query of a URL in a query, and one encoded so many times: what goes deeper is not shown.
+_DEPTH: Final = 3
+# Of a query's key, percent-encoded; the name is the last 200 characters.
+_KEY_CHARACTERS: Final = 600
 
 
 class Patterns:
@@ -142,51 +128,94 @@ def _union(names: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(good), re.IGNORECASE) if good else None
 
 
-@lru_cache(maxsize=1024)
-def _is_secret(raw_key: str) -> bool:
-    key = re.sub(r"[^a-z0-9]", "", unquote_plus(raw_key).lower())
-    return key in _SECRET_NAMES or key.endswith(("key", "keyid")) or any(part in key for part in _SECRET_PARTS)
+def _is_secret(key: str) -> bool:
+    key = key[-_KEY_CHARACTERS:]
+    return is_secret_in_query((unquote_plus(key) if "%" in key or "+" in key else key)[-200:])
 
 
 def redact_query(query: str, mode: str) -> str:
     """
     Replace query values that must not be recorded; the keys and their order stay.
 
+    A URL that is a value loses its own secrets; one that is percent-encoded is replaced whole where it has any.
+
     Args:
         query: The query string without ``?``, as received.
         mode: ``all`` keeps every value, ``sensitive`` drops secret and personal ones, ``none`` drops every value.
     """
-    if mode == "all" or not query:
-        return query
-    parts = _SEPARATORS.split(query)
-    redacted = False
-    # Pieces stand at even places, what separates them at odd ones.
-    for index in range(0, len(parts), 2):
-        key, equals, value = parts[index].partition("=")
-        if equals:
-            redacted = bool(value) and (mode == "none" or _is_secret(key[:200]))
-            if redacted:
-                parts[index] = f"{key}={REDACTED}"
-        elif redacted and key and index and parts[index - 1] == ";":
-            # Servers differ on whether ";" separates: it may be the rest of the secret.
-            parts[index] = REDACTED
-    return "".join(parts)
+    return query if mode == "all" or not query else _redacted(query, mode, 0)
 
 
 def redact_url(url: str, mode: str) -> str:
     """
     Return the URL without credentials, and without the values of its query and fragment that must not be recorded.
     """
+    return _url(url, mode, 0)
+
+
+def _redacted(query: str, mode: str, depth: int) -> str:
+    parts = _SEPARATORS.split(query)
+    redacted = False
+    # Pieces stand at even places, what separates them at odd ones.
+    for index in range(0, len(parts), 2):
+        key, equals, value = parts[index].partition("=")
+        if equals:
+            redacted = bool(value) and (mode == "none" or _is_secret(key))
+            if redacted:
+                parts[index] = f"{key}={REDACTED}"
+            elif "/" in value or "%" in value:
+                parts[index] = f"{key}={_value(value, mode, depth)}"
+        elif redacted and key and index and parts[index - 1] == ";":
+            # Servers differ on whether ";" separates: it may be the rest of the secret.
+            parts[index] = REDACTED
+    return "".join(parts)
+
+
+def _value(value: str, mode: str, depth: int) -> str:
+    """
+    Return a query's value without the secrets of a URL that it may be.
+    """
+    plain = value
+    for _ in range(_DEPTH):
+        if "%" not in plain or (decoded := unquote(plain)) == plain:
+            break
+        plain = decoded
+    if "//" not in plain and "?" not in plain:
+        return value
+    if depth >= _DEPTH or unquote(plain) != plain:
+        return REDACTED
+    shown = _url(plain, mode, depth + 1)
+    if plain == value:
+        return shown
+    return value if shown == plain else REDACTED
+
+
+def _url(url: str, mode: str, depth: int) -> str:
     if "@" in url:
-        scheme, mark, rest = url.partition("://")
-        end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
-        _, at, host = rest[:end].rpartition("@")
-        if mark and at:
-            url = f"{scheme}://{REDACTED}:{REDACTED}@{host}{rest[end:]}"
-    if "=" not in url:
+        url = _without_user(url)
+    if "=" not in url or mode == "all":
         return url
     url, mark, fragment = url.partition("#")
     if mark:
-        fragment = mark + redact_query(fragment, mode)
+        fragment = mark + _redacted(fragment, mode, depth)
     url, mark, query = url.partition("?")
-    return f"{url}{mark}{redact_query(query, mode)}{fragment}"
+    return f"{url}{mark}{_redacted(query, mode, depth)}{fragment}"
+
+
+def _without_user(url: str) -> str:
+    """
+    Return the URL with ``REDACTED:REDACTED`` as its user information, also where a password has ``/``, ``?`` or ``#``.
+    """
+    scheme, mark, rest = ("", "//", url[2:]) if url.startswith("//") else url.partition("://")
+    if not mark:
+        return url
+    end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
+    user, colon, password = rest[:end].partition(":")
+    at = rest.rfind("@", 0, end)
+    is_web = scheme.lower() in _WEB
+    if colon and not rest.startswith("[") and (not is_web or (at < 0 and not (user and password.isdigit()))):
+        # What looks like the host ends in no port, so it is a user with the begin of a password.
+        before_query = rest.find("?")
+        at = rest.rfind("@", 0, before_query) if before_query >= 0 else -1
+        at = at if at >= 0 else rest.rfind("@")
+    return f"{scheme}{mark}{REDACTED}:{REDACTED}@{rest[at + 1 :]}" if at >= 0 else url

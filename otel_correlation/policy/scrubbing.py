@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_correlation.policy.recording import REDACTED, redact_url
+from otel_correlation.policy.sensitive import is_secret_in_query, is_secret_in_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,17 +74,98 @@ _NEXT: Final = (
     "Endpoint: ",
 )
 # Of any scheme: what cannot connect to a database or a broker names it with its password.
-_URL_IN_TEXT: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s'\"<>]+")
+_URL_IN_TEXT: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]{0,31}:)?//[^\s'\"<>]+")
+
+
+# Where a name may end that stands before its value: password=x, "password": "x", (b'password', b'x').
+_SEPARATOR: Final = re.compile("[=:,]")
+_NAME: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-[]%"
+_NAME_CHARACTERS: Final = 64
+# Without quotes a value ends here.
+_VALUE: Final = re.compile("[^\\s&\"',;)}\\]]*")
+_SCHEMES: Final = frozenset({"basic", "bearer", "digest", "negotiate", "token"})
 
 
 def scrub(text: str) -> str:
     """
-    Return an exception's text without what a user sent: values that libraries and databases quote, secrets in URLs.
+    Return an exception's text without what a user sent and what is secret.
+
+    Those are values that libraries and databases quote, users and secrets in URLs, and the values of names that are
+    secret (``policy.sensitive``). Lines of source code are left alone.
     """
     text = hide_quoted(text)
-    if "://" in text:
+    if "//" in text:
         text = _URL_IN_TEXT.sub(lambda found: redact_url(found.group(), "sensitive"), text)
-    return text
+    return _without_secrets(text) if "=" in text or ":" in text or "," in text else text
+
+
+def _without_secrets(text: str) -> str:
+    lines = text.split("\n")
+    is_source = False
+    for number, line in enumerate(lines):
+        # The line of the program that a traceback shows: `connect(password=password)` is no secret.
+        if not is_source:
+            lines[number] = _without_pairs(line)
+        is_source = line.lstrip(_BARS).startswith('File "')
+    return "\n".join(lines)
+
+
+def _without_pairs(line: str) -> str:
+    kept: list[str] = []
+    done = 0
+    for found in _SEPARATOR.finditer(line):
+        at = found.start()
+        if at < done or not _is_secret_before(line, at, done):
+            continue
+        begin, end = _value_after(line, at)
+        if begin < end:
+            kept += (line[done:begin], REDACTED)
+            done = end
+    return "".join((*kept, line[done:]))
+
+
+def _is_secret_before(line: str, at: int, done: int) -> bool:
+    end = at
+    if line[end - 1 : end] == " ":
+        end -= 1
+    is_quoted = line[end - 1 : end] in ('"', "'")
+    if is_quoted:
+        end -= 2 if line[end - 2 : end - 1] == "\\" else 1
+    if (line[at] == "," and not is_quoted) or end <= done:
+        return False
+    left = line[max(done, end - _NAME_CHARACTERS) : end]
+    begin = len(left.rstrip(_NAME))
+    name = left[begin:]
+    if len(name) < 3:
+        return False
+    return is_secret_in_query(name) if left[begin - 1 : begin] in ("?", "&") else is_secret_in_text(name)
+
+
+def _value_after(line: str, at: int) -> tuple[int, int]:
+    """
+    Return where the value after a separator begins and ends; the same place twice where there is none.
+    """
+    begin = at + 1
+    while line[begin : begin + 1] in (" ", "[", "(") and begin < at + 4:
+        begin += 1
+    if line[begin : begin + 2] in ("b'", 'b"'):
+        begin += 1
+    quote = line[begin : begin + 2] if line[begin : begin + 2] in ('\\"', "\\'") else line[begin : begin + 1]
+    if quote[-1:] in ('"', "'") and quote:
+        begin += len(quote)
+        end = line.find(quote, begin)
+        while len(quote) == 1 and end > 0 and line[end - 1] == "\\":
+            end = line.find(quote, end + 1)
+        return begin, end if end >= 0 else len(line)
+    if line[at] == "," or line[begin : begin + 1] == "=":
+        return begin, begin
+    end = _VALUE.match(line, begin).end()  # type: ignore[union-attr]  # it matches nothing, too
+    if line[begin:end].lower() in _SCHEMES and line[end : end + 1] == " ":
+        end = _VALUE.match(line, end + 1).end()  # type: ignore[union-attr]
+    if line[max(0, at - 16) : at].rstrip("\"' ").lower().endswith("cookie"):
+        # Pairs of its own, to the end of the line.
+        end = len(line)
+    return begin, end
 
 
 def hide_quoted(text: str) -> str:

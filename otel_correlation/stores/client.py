@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
 
+from otel_correlation.policy import reason_of, shown_url
 from otel_correlation.request_id import to_trace_id
 from otel_correlation.stores.bounded import Gunzip, MalformedError, TooBigError, read_json
 
@@ -102,7 +103,8 @@ class Http:
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         parts = urlsplit(url)
         self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="", query="")).rstrip("/")
-        self._headers = _headers(self.url, parts.username, parts.password, parts.fragment)
+        self.shown = shown_url(self.url)
+        self._headers = _headers(self.shown, parts.username, parts.password, parts.fragment)
         sent = [text for value in self._headers.values() for text in (value, value.rpartition(" ")[2])]
         self._secrets = [*filter(None, (unquote(parts.username or ""), unquote(parts.password or ""), *sent))]
         self._timeout_s = timeout_s
@@ -124,27 +126,27 @@ class Http:
         try:
             status, body = asyncio.run(self._answer(self.url + path, params, sent))
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise StoreError(f"{self.url} does not answer in time") from error
+            raise StoreError(f"{self.shown} does not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise StoreError(f"{self.url} is not reachable ({error or type(error).__name__})") from error
+            raise StoreError(f"{self.shown} is not reachable ({reason_of(error)})") from error
         except TooBigError as error:
-            raise StoreError(f"{self.url} answered with more than {MAX_ANSWER_BYTES} bytes") from error
+            raise StoreError(f"{self.shown} answered with more than {MAX_ANSWER_BYTES} bytes") from error
         except MalformedError as error:
-            raise StoreError(f"{self.url} did not answer with what it says it does ({error})") from error
+            raise StoreError(f"{self.shown} did not answer with what it says it does ({error})") from error
         except (OSError, ValueError, ImportError) as error:
             # Of what the environment names: its certificates are not there, its proxy is of a kind that nobody knows.
-            why = f"{error}; see SSL_CERT_FILE and the proxy variables"
-            raise StoreError(f"{self.url} cannot be asked ({why})") from error
+            why = f"{reason_of(error)}; see SSL_CERT_FILE and the proxy variables"
+            raise StoreError(f"{self.shown} cannot be asked ({why})") from error
         if status == 404:
             return status, None
         if status != 200:
-            raise StoreError(f"{self.url}{path} answered with status {status}{self._reason(body)}")
+            raise StoreError(f"{self.shown}{path} answered with status {status}{self._reason(body)}")
         try:
             return status, read_json(body, max_values=MAX_VALUES)
         except TooBigError as error:
-            raise StoreError(f"{self.url} answered with more than can be read ({error})") from None
+            raise StoreError(f"{self.shown} answered with more than can be read ({error})") from None
         except MalformedError:
-            raise StoreError(f"{self.url}{path} did not answer with JSON: is it a store of this kind?") from None
+            raise StoreError(f"{self.shown}{path} did not answer with JSON: is it a store of this kind?") from None
 
     async def _answer(
         self, url: str, params: Mapping[str, str | int] | None, headers: Mapping[str, str]

@@ -23,7 +23,7 @@ class EmbeddedStore:
 
     def __init__(self, url: str) -> None:
         self._http = Http(url)
-        self.name = f"the embedded store at {self._http.url}"
+        self.name = f"the embedded store at {self._http.shown}"
 
     def find(self, wanted: str, /) -> list[Trace]:
         """
@@ -35,8 +35,8 @@ class EmbeddedStore:
             if status != 404:
                 return [trace_from_json(trace) for trace in as_list(as_object(answer).get("traces"))]
         except ValueError as error:
-            raise StoreError(f"{self._http.url} did not answer as an embedded store does ({error})") from error
-        raise StoreError(f"{self._http.url} is something else than an embedded store (no /api/find there)")
+            raise StoreError(f"{self._http.shown} did not answer as an embedded store does ({error})") from error
+        raise StoreError(f"{self._http.shown} is something else than an embedded store (no /api/find there)")
 
     def complete(self, known: Sequence[Trace], /) -> list[Trace]:
         """

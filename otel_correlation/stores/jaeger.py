@@ -29,7 +29,7 @@ class JaegerStore:
 
     def __init__(self, url: str) -> None:
         self._http = Http(url)
-        self.name = f"Jaeger at {self._http.url} (the last {SEARCH_DAYS} days; it holds no log lines)"
+        self.name = f"Jaeger at {self._http.shown} (the last {SEARCH_DAYS} days; it holds no log lines)"
 
     def find(self, wanted: str, /) -> list[Trace]:
         """
@@ -43,7 +43,7 @@ class JaegerStore:
         except StoreError as error:
             raise StoreError(str(error), found.values()) from error
         except ValueError as error:
-            raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})", found.values()) from error
+            raise StoreError(f"{self._http.shown} did not answer as Jaeger does ({error})", found.values()) from error
         return list(found.values())
 
     def complete(self, known: Sequence[Trace], /) -> list[Trace]:
@@ -57,7 +57,7 @@ class JaegerStore:
         except StoreError as error:
             raise StoreError(str(error), found.values()) from error
         except ValueError as error:
-            raise StoreError(f"{self._http.url} did not answer as Jaeger does ({error})", found.values()) from error
+            raise StoreError(f"{self._http.shown} did not answer as Jaeger does ({error})", found.values()) from error
         return list(found.values())
 
     def _search(self, wanted: str, found: dict[str, Trace]) -> None:
@@ -66,14 +66,14 @@ class JaegerStore:
         """
         status, answer = self._http.get("/api/services")
         if status == 404:
-            raise StoreError(f"{self._http.url} is something else than Jaeger (no /api/services there)")
+            raise StoreError(f"{self._http.shown} is something else than Jaeger (no /api/services there)")
         services = as_list(as_object(answer).get("data") or [])
         now_us = time.time_ns() // 1000
         give_up = time.monotonic() + 3 * TIMEOUT_S
         for service in services:
             if time.monotonic() > give_up:
                 raise StoreError(
-                    f"{self._http.url} is too slow: gave up before all {len(services)} services were searched"
+                    f"{self._http.shown} is too slow: gave up before all {len(services)} services were searched"
                 )
             for name in (REQUEST_ID, CALLER_REQUEST_ID):
                 query: dict[str, str | int] = {

@@ -84,7 +84,7 @@ class LokiStore:
     def __init__(self, url: str, renames: Iterable[str] = ()) -> None:
         self._http = Http(url, _TIMEOUT_S)
         self._reader = Reader(renames)
-        self.name = f"Loki at {self._http.url} (the last {SEARCH_DAYS} days)"
+        self.name = f"Loki at {self._http.shown} (the last {SEARCH_DAYS} days)"
 
     def find(self, wanted: str, /) -> list[Trace]:
         """
@@ -125,7 +125,7 @@ class LokiStore:
         except StoreError as error:
             raise StoreError(str(error), _traces(found)) from error
         except ValueError as error:
-            raise StoreError(f"{self._http.url} did not answer as Loki does ({error})", _traces(found)) from error
+            raise StoreError(f"{self._http.shown} did not answer as Loki does ({error})", _traces(found)) from error
         return _traces(found)
 
     def _query(
@@ -151,7 +151,7 @@ class LokiStore:
             }
             status, answer = self._http.get("/loki/api/v1/query_range", parameters, _HEADERS)
             if status == 404:
-                raise StoreError(f"{self._http.url} is something else than Loki (no /loki/api/v1/query_range there)")
+                raise StoreError(f"{self._http.shown} is something else than Loki (no /loki/api/v1/query_range there)")
             data = as_object(as_object(answer).get("data"))
             times: list[int] = []
             for stream in map(as_object, as_list(data.get("result") or [])):
@@ -166,7 +166,7 @@ class LokiStore:
             if len(times) < PAGE:
                 return
             if seen >= MAX_LINES:
-                raise StoreError(f"{self._http.url} has more than {MAX_LINES} lines of it: the newest are told")
+                raise StoreError(f"{self._http.shown} has more than {MAX_LINES} lines of it: the newest are told")
             # What is left of the page's oldest nanosecond comes again, unless the page had nothing else.
             oldest_ns = min(times)
             end_ns = oldest_ns if oldest_ns == last_ns else oldest_ns + 1

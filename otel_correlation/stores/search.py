@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from otel_correlation.policy import shown_store
 from otel_correlation.semconv import OTEL_CORRELATION_STORES
 from otel_correlation.stores.client import Store, StoreError, trace_id_of
 from otel_correlation.stores.embedded import EmbeddedStore
@@ -62,8 +63,8 @@ def configured(items: Sequence[str], log_fields: Sequence[str] = ()) -> list[Sto
             stores.append(LogFileStore(place, log_fields))
         elif kind not in _KINDS or not _is_url(place):
             raise StoreError(
-                f"{OTEL_CORRELATION_STORES}: {_shown(text)!r} is no store; write http://HOST:PORT for the embedded "
-                f"one, KIND=http://HOST:PORT where KIND is {', '.join(_KINDS)}, or logs=FILES"
+                f"{OTEL_CORRELATION_STORES}: {shown_store(text)!r} is no store; write http://HOST:PORT for the "
+                f"embedded one, KIND=http://HOST:PORT where KIND is {', '.join(_KINDS)}, or logs=FILES"
             )
         elif kind == "loki":
             stores.append(LokiStore(place, log_fields))
@@ -78,13 +79,6 @@ def _is_url(text: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-
-
-def _shown(text: str) -> str:
-    # Whatever stands before an @ may be a password, in an item that is no URL too.
-    begin, at, end = text.rpartition("@")
-    kind, equals, _ = begin.partition("=")
-    return f"{kind + equals if equals and kind.isalpha() else ''}...@{end}" if at else text
 
 
 def find(stores: Iterable[Store], wanted: str) -> tuple[list[Trace], list[StoreError]]:

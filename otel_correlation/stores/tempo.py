@@ -38,7 +38,7 @@ class TempoStore:
 
     def __init__(self, url: str) -> None:
         self._http = Http(url, _TIMEOUT_S)
-        self.name = f"Tempo at {self._http.url} (the last {SEARCH_DAYS} days; it holds no log lines)"
+        self.name = f"Tempo at {self._http.shown} (the last {SEARCH_DAYS} days; it holds no log lines)"
 
     def find(self, wanted: str, /) -> list[Trace]:
         """
@@ -73,12 +73,12 @@ class TempoStore:
     def _failure(self, error: Exception, found: dict[str, Trace]) -> StoreError:
         text = str(error)
         if not isinstance(error, StoreError):
-            text = f"{self._http.url} did not answer as Tempo does ({text})"
+            text = f"{self._http.shown} did not answer as Tempo does ({text})"
         return StoreError(text, found.values())
 
     def _whole(self, found: dict[str, Trace], partial: list[str]) -> list[Trace]:
         if partial:
-            raise StoreError(f"{self._http.url} gave part of trace {', '.join(partial)} only", found.values())
+            raise StoreError(f"{self._http.shown} gave part of trace {', '.join(partial)} only", found.values())
         return list(found.values())
 
     def _trace(self, trace_id: str, found: dict[str, Trace], partial: list[str]) -> None:
@@ -114,7 +114,7 @@ class TempoStore:
         }
         _, answer = self._http.get("/api/search", query)
         if answer is None:
-            raise StoreError(f"{self._http.url} is something else than Tempo (no /api/search there)")
+            raise StoreError(f"{self._http.shown} is something else than Tempo (no /api/search there)")
         traces = as_list(as_object(answer).get("traces") or [])
         found = [as_text(as_object(trace).get("traceID")) for trace in traces[:MAX_TRACES]]
         if wrong := [trace_id for trace_id in found if not _TRACE_ID.fullmatch(trace_id)]:

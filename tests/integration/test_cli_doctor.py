@@ -128,6 +128,10 @@ def test_doctor_tells_who_is_trusted(doctor: Doctor, variables: dict[str, str], 
     assert shown == told
 
 
+SECRET = f"hunter{1 + 1}"
+LONG = "hcaik1QZ9vWxY3TkLmNoPq"
+
+
 def test_doctor_shows_no_secret(doctor: Doctor) -> None:
     """
     Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.
@@ -143,6 +147,61 @@ def test_doctor_shows_no_secret(doctor: Doctor) -> None:
     assert "hunter2" not in done.out + done.err
     assert "authorization=***,x-team=***" in done.out
     assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"Authorization: Bearer {SECRET}", "***"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"Authorization: Bearer {LONG}==", "***"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"{LONG}==", "***"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"x-team={SECRET},{SECRET}", "x-team=***,***"),
+        ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", SECRET, "***"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:1/?api_key={SECRET}", "http://127.0.0.1:1/?api_key=***"),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            f"http://127.0.0.1:1/otlp/{LONG}/v1#{SECRET}",
+            "http://127.0.0.1:1/otlp/***/v1#***",
+        ),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://127.0.0.1:1?{SECRET}", "http://127.0.0.1:1?***"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://127.0.0.1:1/{SECRET}", "http://127.0.0.1:1/***"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://:{SECRET}@127.0.0.1:1", "http://***@127.0.0.1:1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://u:pa/{SECRET}@127.0.0.1:1", "http://***"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://u:12/{SECRET}@127.0.0.1:1", "http://***"),
+        ("OTEL_CORRELATION_STORES", f"tempo=http://127.0.0.1:1?token={SECRET}", "tempo=http://127.0.0.1:1?token=***"),
+        ("OTEL_CORRELATION_STORES", f"tempo=http://127.0.0.1:1#{SECRET}", "tempo=http://127.0.0.1:1#***"),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES",
+            f"service.version=1.2,api.key={SECRET},{SECRET}",
+            "service.version=1.2,api.key=***,***",
+        ),
+        ("OTEL_TRACES_SAMPLER_ARG", f"endpoint=http://u:{SECRET}@h", "***"),
+        ("OTEL_EXPORTER_JAEGER_PASSWORD", SECRET, "***"),
+        ("OTEL_CORRELATION_MINTT", SECRET, "***"),
+        ("OTEL_VENDOR_SETTING", SECRET, "***"),
+        ("OTEL_SERVICE_NAME", LONG, "***"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10", "10"),
+        ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "health,^/live$", "health,^/live$"),
+    ],
+)
+def test_doctor_shows_what_is_known_to_be_no_secret(doctor: Doctor, name: str, value: str, shown: str) -> None:
+    """
+    Names, numbers and addresses are shown; users, query values, fragments, random parts and unknown variables are not.
+    """
+    told = doctor(**{"OTEL_TRACES_EXPORTER": "otlp", name: value})
+    assert SECRET not in told.out + told.err
+    assert LONG not in told.out + told.err or name == "OTEL_SERVICE_NAME"
+    assert [line.split()[-1] for line in told.out.splitlines() if line.startswith(f"  {name} ")] == [shown]
+
+
+def test_doctor_says_how_to_write_headers(doctor: Doctor) -> None:
+    """
+    The usual mistake is one problem with the right spelling.
+    """
+    told = doctor(OTEL_TRACES_EXPORTER="none", OTEL_EXPORTER_OTLP_HEADERS=f"Authorization: Bearer {SECRET}")
+    (problem,) = [line for line in told.out.splitlines() if "PROBLEM" in line]
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in problem
+    assert "Authorization=Bearer%20KEY" in problem
 
 
 def test_doctor_works_where_the_extra_is_missing(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,12 +279,12 @@ def test_doctor_says_which_stores_find_can_ask(doctor: Doctor) -> None:
         )
         assert told.status == 1
         assert f"find           {local.url}: something listens" in told.out
-        assert f"PROBLEM: find cannot ask tempo=http://***@{gone}#team: start it" in told.out
+        assert f"PROBLEM: find cannot ask tempo=http://***@{gone}#***: start it" in told.out
         assert "PROBLEM: find cannot read logs=/nowhere/*.json: no such file" in told.out
         assert "find           logs=/etc/host*: there" in told.out
         told = doctor(
             OTEL_EXPORTER_OTLP_ENDPOINT=local.url, OTEL_CORRELATION_STORES="tempoo=http://user:s3cret@h, user:s3cret@h"
         )
-    assert "PROBLEM: OTEL_CORRELATION_STORES: 'tempoo=...@h' is no store" in told.out
+    assert "PROBLEM: OTEL_CORRELATION_STORES: 'tempoo=http://***@h' is no store" in told.out
     assert "KIND is embedded, jaeger, tempo, loki" in told.out
     assert "s3cret" not in told.out

@@ -131,7 +131,7 @@ def test_every_container_is_confined(everything: Services) -> None:
     Pinned image, read-only root, no capability, limits; only the one that hands over the volumes is root, with CHOWN alone.
     """
     for name, service in everything.items():
-        assert "build" in service or re.fullmatch(r".+:v?\d+\.\d+\.\d+", service["image"]), name
+        assert "build" in service or re.fullmatch(r".+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", service["image"]), name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name

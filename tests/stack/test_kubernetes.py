@@ -352,6 +352,105 @@ def test_everything_that_is_named_is_there(overlay: str) -> None:
     assert broken_references(documents(overlay)) == []
 
 
+# Who connects to whom in each overlay: from (namespace, pod), to (namespace, pod), the port's name.
+AGENTS, COLLECTORS, SHOP = "observability-agents", "observability", "shop"
+PATHS: dict[str, list[tuple[tuple[str, str], tuple[str, str], str]]] = {
+    "kubernetes/overlays/dev": [((COLLECTORS, "gateway"), (COLLECTORS, "jaeger"), "otlp-grpc")],
+    "kubernetes/overlays/production": [((COLLECTORS, "gateway"), ("tempo", "distributor"), "otlp")],
+    "scale/overlays/direct": [
+        ((AGENTS, "agent"), (COLLECTORS, "router"), "otlp-grpc"),
+        ((COLLECTORS, "router"), (COLLECTORS, "sampler"), "otlp-grpc"),
+        ((COLLECTORS, "sampler"), ("tempo", "distributor"), "otlp"),
+    ],
+}
+for overlay in ("kubernetes/overlays/dev", "kubernetes/overlays/production"):
+    PATHS[overlay] += [
+        ((AGENTS, "agent"), (COLLECTORS, "gateway"), "otlp-grpc"),
+        ((SHOP, "gateway"), (SHOP, "orders"), "http"),
+        ((SHOP, "orders"), (SHOP, "inventory"), "http"),
+        *(((SHOP, name), (AGENTS, "agent"), "otlp-http") for name in ("gateway", "orders", "inventory")),
+        (("monitoring", "prometheus"), (AGENTS, "agent"), "metrics"),
+        (("monitoring", "prometheus"), (COLLECTORS, "gateway"), "service-metrics"),
+    ]
+CLOSED = [
+    ((SHOP, "orders"), (COLLECTORS, "gateway"), "otlp-grpc"),
+    ((SHOP, "inventory"), (SHOP, "orders"), "http"),
+    ((SHOP, "gateway"), (SHOP, "inventory"), "http"),
+    (("elsewhere", "any"), (SHOP, "orders"), "http"),
+    (("elsewhere", "any"), (COLLECTORS, "gateway"), "otlp-grpc"),
+    (("elsewhere", "any"), (COLLECTORS, "gateway"), "metrics"),
+    ((COLLECTORS, "gateway"), ("elsewhere", "any"), "http"),
+    ((AGENTS, "agent"), ("tempo", "distributor"), "otlp"),
+    ((COLLECTORS, "jaeger"), (COLLECTORS, "gateway"), "otlp-grpc"),
+    ((SHOP, "orders"), ("elsewhere", "any"), "http"),
+]
+ROLES = {"tempo": "store", "jaeger": "store", "loki": "store", "monitoring": "prometheus"}
+
+
+def fits(selector: Document, labels: dict[str, str]) -> bool:
+    """
+    Tell whether labels match a selector that has only ``matchLabels``.
+    """
+    assert selector.keys() <= {"matchLabels"}
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
+
+
+def pod_labels(namespace: str, name: str) -> dict[str, str]:
+    """
+    Return what a pod of that name is labelled with.
+    """
+    part_of = {SHOP: "shop", AGENTS: "otel-correlation", COLLECTORS: "otel-correlation"}.get(namespace, "other")
+    return {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": part_of}
+
+
+def lets(found: list[Document], side: str, here: tuple[str, str], there: tuple[str, str], port: str | int) -> bool:
+    """
+    Tell whether the policies of one side of a connection let it through; as Kubernetes does: any that allows it is enough.
+    """
+    direction, peers = ("Egress", "to") if side == "from" else ("Ingress", "from")
+    namespace_labels = {"kubernetes.io/metadata.name": there[0], "otel-correlation/role": ROLES.get(there[0], "")}
+    closed = False
+    for policy in found:
+        spec = policy.get("spec", {})
+        if policy["kind"] != "NetworkPolicy" or policy["metadata"]["namespace"] != here[0]:
+            continue
+        if direction not in spec["policyTypes"] or not fits(spec["podSelector"], pod_labels(*here)):
+            continue
+        closed = True
+        for rule in spec.get(direction.lower(), []):
+            peer_fits = any(
+                (
+                    fits(peer["namespaceSelector"], namespace_labels)
+                    if "namespaceSelector" in peer
+                    else here[0] == there[0]
+                )
+                and fits(peer.get("podSelector", {}), pod_labels(*there))
+                for peer in rule[peers]
+            )
+            if peer_fits and ("ports" not in rule or port in [entry["port"] for entry in rule["ports"]]):
+                return True
+    return not closed
+
+
+@pytest.mark.parametrize("overlay", PATHS)
+def test_only_the_path_of_the_spans_is_open(overlay: str) -> None:
+    """
+    Each connection that pods make is let through on both sides, with DNS for all; any other is stopped on one of them.
+    """
+    found = documents(overlay)
+    for source, target, port in PATHS[overlay]:
+        assert lets(found, "from", source, target, port), (source, target, port)
+        assert lets(found, "to", target, source, port), (source, target, port)
+    for source, target, port in CLOSED:
+        stopped = not lets(found, "from", source, target, port) or not lets(found, "to", target, source, port)
+        assert stopped or (SHOP in (source[0], target[0]) and "scale" in overlay), (source, target, port)
+    namespaces = {document["metadata"]["name"] for document in found if document["kind"] == "Namespace"}
+    for namespace in namespaces:
+        pod = (namespace, "any")
+        assert not lets(found, "to", pod, ("elsewhere", "any"), "http"), namespace
+        assert lets(found, "from", pod, ("kube-system", "dns"), 53), namespace
+
+
 def _port_of_service(found: list[Document]) -> None:
     named(found, "Service", "router", "observability")["spec"]["ports"][0]["targetPort"] = "otlp"
 
@@ -662,7 +761,7 @@ def test_every_pod_is_confined(overlay: str) -> None:
     for workload, container in containers(found):
         spec = workload["spec"]["template"]["spec"]
         security = spec["securityContext"] | container["securityContext"]
-        assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+", container["image"])
+        assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", container["image"])
         assert container["resources"]["limits"]["memory"]
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
         assert security["allowPrivilegeEscalation"] is False

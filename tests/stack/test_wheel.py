@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -35,23 +34,33 @@ def run(*command: object, **options: object) -> str:
     return str(ended.stdout)
 
 
+PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+PINNED = ("--no-cache-dir", "--no-deps")
+
+
+def environment(folder: Path, requirements: str) -> Path:
+    """
+    Return the Python of a new virtual environment with the packages of a file of hashes.
+    """
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / "bin/python"
+    run(python, *PIP, "install", *PINNED, "--require-hashes", "--requirement", ROOT / "requirements" / requirements)
+    return python
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     A virtual environment with the wheel and uvicorn, nothing else of ours.
     """
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    # As examples/shop/Dockerfile does: what builds and what runs, each file by its hash.
+    builder = environment(folder / "builder", "build.txt")
+    run(builder, *PIP, "wheel", *PINNED, "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    pins = re.findall(
-        r"^([a-z0-9._-]+==[^ \\]+(?: ; [^\\]+)?)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE
-    )
-    constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(pins))
-    run(sys.executable, "-m", "venv", folder / "venv")
-    python = folder / "venv/bin/python"
-    install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints)
-    run(*install, wheel, "uvicorn", "httpx", cwd=folder)
+    python = environment(folder / "venv", "service.txt")
+    run(python, *PIP, "install", *PINNED, "--no-index", wheel, cwd=folder)
+    run(python, *PIP, "check", cwd=folder)
     return folder / "venv"
 
 
@@ -61,12 +70,12 @@ def test_zero_code_with_the_wheel_and_no_setting(installed: Path, tmp_path: Path
     """
     (tmp_path / "main.py").write_text(APP)
     binaries = installed / "bin"
-    environment = clean_environment()
-    environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
+    variables = clean_environment()
+    variables["PATH"] = f"{binaries}{os.pathsep}{variables['PATH']}"
     command = (str(binaries / "opentelemetry-instrument"), "uvicorn", "main:app", "--port", "{port}")
     # The port is the default's, so it cannot be a free one: wait for whoever has it.
     with contextlib.closing(eventually("port 4318", OtlpSink(port=4318).start)) as sink:
-        with Service(command, tmp_path, environment) as service:
+        with Service(command, tmp_path, variables) as service:
             response = httpx.get(f"{service.url}/items/7", headers={"x-request-id": "order-7781-customer-quote"})
             service.stop()
         spans = [span for span in sink.spans if span.attributes.get("http.route") == "/items/{item_id}"]
@@ -100,10 +109,10 @@ def test_an_unknown_propagator_does_not_stop_the_start(installed: Path, tmp_path
     With the wheel, OTEL_PROPAGATORS=bogus leaves the service running, and one line says so.
     """
     (tmp_path / "main.py").write_text(APP)
-    environment = clean_environment(OTEL_PROPAGATORS="bogus", OTEL_TRACES_EXPORTER="none")
-    environment["PATH"] = f"{installed / 'bin'}{os.pathsep}{environment['PATH']}"
+    variables = clean_environment(OTEL_PROPAGATORS="bogus", OTEL_TRACES_EXPORTER="none")
+    variables["PATH"] = f"{installed / 'bin'}{os.pathsep}{variables['PATH']}"
     command = (str(installed / "bin/opentelemetry-instrument"), "uvicorn", "main:app", "--port", "{port}")
-    with Service(command, tmp_path, environment) as service:
+    with Service(command, tmp_path, variables) as service:
         response = httpx.get(f"{service.url}/items/7")
         service.stop()
     assert len(response.headers["x-request-id"]) == 32

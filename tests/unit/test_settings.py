@@ -4,6 +4,7 @@ The environment and code, read into one frozen object: every variable's default,
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
@@ -293,15 +294,23 @@ WRONG: list[tuple[str, str, str, str, object]] = [
 ]
 
 
+# Of what should be an address and is none, any part may be a password or a key.
+HIDDEN = {
+    *(("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{rest}") for rest in (":4318", "c:port", "c:99999", "[::1", "a b:4318")),
+    *((semconv.OTEL_CORRELATION_STORES, value) for value in ("lala", "http:/")),
+}
+
+
 @pytest.mark.parametrize(("name", "value", "used", "field", "replacement"), WRONG)
 def test_wrong_values(name: str, value: str, used: str, field: str, replacement: object) -> None:
     """
-    A wrong value is one line that names the variable, the value and what is used instead.
+    A wrong value is one line that names the variable, the value and what is used instead; no value that may be a secret.
     """
     settings = read(**{name: value})
     assert getattr(settings, field) == replacement
     (line,) = settings.problems
-    assert line.startswith(f"{name}={value!a} is not usable")
+    shown = "" if (name, value) in HIDDEN else f"={value!a}"
+    assert line.startswith(f"{name}{shown} is not usable")
     assert line.endswith(f"; using {used} instead")
     assert line.isprintable()
     assert line.isascii()
@@ -326,7 +335,8 @@ def test_not_utf8(name: str) -> None:
     settings = read(**{name: "caf\udce9"})
     assert settings == replace(Settings(), **CLOSED.get(name, {}))
     assert len(settings.problems) == 1
-    assert settings.problems[0].startswith(f"{name}='caf\\udce9' is not usable")
+    hides = name.endswith(("ENDPOINT", "STORES", "ATTRIBUTES", "SAMPLER_ARG"))
+    assert settings.problems[0].startswith(f"{name} is" if hides else f"{name}='caf\\udce9' is not usable")
 
 
 @pytest.mark.parametrize(
@@ -438,9 +448,62 @@ def test_never_raises(environ: dict[str, str]) -> None:
     assert 0 <= settings.ratio <= 1
     assert settings.max_batch_size <= settings.max_queue_size
     for line in settings.problems:
-        assert line.split("=")[0] in environ
+        assert re.split("[= ]", line)[0] in environ
         assert line.isascii()
         assert line.isprintable()
+
+
+SENT = f"hunter{1 + 1}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"Authorization: Bearer {SENT}",
+        f"Authorization: Bearer {SENT}==",
+        f"Bearer {SENT}",
+        SENT,
+        f"{SENT}==",
+        f"api-key={SENT},Authorization: {SENT}",
+        f"x y={SENT}",
+        f"api-key={SENT}%0d%0aInjected: 1",
+    ],
+)
+@pytest.mark.parametrize("signal", ["", "TRACES_", "METRICS_", "LOGS_"])
+def test_headers_that_cannot_be_read_are_not_shown(signal: str, value: str) -> None:
+    """
+    One line says how to write them, and shows nothing of them; doctor and the service say the same.
+    """
+    name = f"OTEL_EXPORTER_OTLP_{signal}HEADERS"
+    (line,) = read(**{name: value}).problems if value != f"{SENT}==" else (name,)
+    assert line.startswith(name)
+    assert SENT not in line
+    if value != f"{SENT}==":  # A header of that name, with = as its value.
+        assert "Authorization=Bearer%20KEY" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"htp://user:{SENT}@h:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"user:{SENT}@h:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://user:{SENT}/x@h:4318"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"h:4318/v1/traces?api_key={SENT}"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"ftp://h/{SENT}"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", SENT),
+        (semconv.OTEL_CORRELATION_STORES, f"tempo:http://u:{SENT}@h"),
+        (semconv.OTEL_CORRELATION_STORES, f"ftp://h?token={SENT}"),
+        (semconv.OTEL_CORRELATION_TRUSTED_NETWORKS, f"http://u:{SENT}@h"),
+        ("OTEL_CORRELATION_TOKEN", SENT),
+    ],
+)
+def test_a_wrong_address_shows_no_credential(name: str, value: str) -> None:
+    """
+    Wherever in it the credential stands, and whichever variable it was put into.
+    """
+    problems = read(**{name: value}).problems
+    assert problems
+    assert SENT not in "".join(problems)
 
 
 def test_frozen() -> None:

@@ -254,11 +254,36 @@ def test_stores_are_named_by_url_and_kind() -> None:
 )
 def test_a_wrong_store_is_refused_by_name(item: str) -> None:
     """
-    The line names the variable and the item, and shows how to write it.
+    The line names the variable and the item, and shows how to write it; of an address that is none, no more than ``***``.
     """
     with pytest.raises(StoreError, match="OTEL_CORRELATION_STORES") as caught:
         configured((item,))
-    assert repr(item) in str(caught.value)
+    shown = {"tempo=http://h:99999": "tempo=http://***", "http://[": "http://***"}.get(item, item)
+    assert repr(shown) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "item", ["hunter2=ftp://h", "tempo=ftp://u:hunter2@h", "tempoo=http://h?token=hunter2", "hunter2"]
+)
+def test_a_wrong_store_shows_no_credential(item: str) -> None:
+    """
+    Wherever in the item it stands.
+    """
+    with pytest.raises(StoreError) as caught:
+        configured((item,))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:1?token=hunter2", "127.0.0.1:1/hunter2/x", "u:hunter2@127.0.0.1:1"])
+@pytest.mark.parametrize("kind", ["embedded", "jaeger", "tempo", "loki"])
+def test_a_store_that_is_not_there_shows_no_credential(kind: str, place: str) -> None:
+    """
+    Neither its name nor its failure shows a password, a query's value or a key that is part of the path.
+    """
+    stores = configured((f"{kind}=http://{place}",))
+    _, errors = find(stores, TRACE_ID)
+    assert errors
+    assert "hunter2" not in " ".join([*(store.name for store in stores), *map(str, errors)])
 
 
 class Stub:
