@@ -1,9 +1,9 @@
 """
-Values that OpenTelemetry's packages raise on: which they are, and how they are kept from that code and from nobody else.
+Values that OpenTelemetry's packages raise on: which they are, and how they are kept from that code and nobody else.
 
-The API reads OTEL_PROPAGATORS while ``opentelemetry.propagate`` is imported and raises on a wrong one; the SDK raises on a
-wrong limit and prints a traceback for an unknown resource detector. The environment itself stays as the user set it: a
-process that the service starts may be no Python, and know a propagator that is not installed here. See ADR 006.
+The API reads OTEL_PROPAGATORS while ``opentelemetry.propagate`` is imported and raises on a wrong one; the SDK raises
+on a wrong limit and prints a traceback for an unknown resource detector. The environment itself stays as the user set
+it: a process that the service starts may be no Python, and know a propagator that is not installed here. See ADR 006.
 """
 
 from __future__ import annotations

@@ -70,8 +70,12 @@ WAYS: Final = {
         [
             sys.executable,
             "-c",
-            "import sys; from otel_correlation.cli.launch import instrumented; import os;"
-            f"command = instrumented([sys.executable, '-c', {CHILD!r}]); os.execv(command[0], command)",
+            (
+                "import os, sys\n"
+                "from otel_correlation.cli.launch import instrumented\n"
+                f"command = instrumented([sys.executable, '-c', {CHILD!r}])\n"
+                "os.execv(command[0], command)"
+            ),
         ],
         {},
     ),
