@@ -12,6 +12,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_correlation import _early
+
 if TYPE_CHECKING:
     # What type checkers see; at run time the names are looked up when they are used, see below.
     from otel_correlation._version import __version__  # noqa: TC004
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from otel_correlation.guard import ConfigError  # noqa: TC004
     from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
     from otel_correlation.tasks import carried, continue_from, inject, work  # noqa: TC004
+
+# Before any module of ours imports one that raises on what the environment says.
+_early.load_readers()
 
 __all__ = [
     "ConfigError",

@@ -1,21 +1,20 @@
 """
-Values that stop the start before any distribution is asked: taken out of the environment when the interpreter starts.
+Values that OpenTelemetry's packages raise on: which they are, and how they are kept from that code and nobody else.
 
-The API reads OTEL_PROPAGATORS, and the SDK its limits, while they are imported, and raise on a wrong value (of a
-resource detector the SDK prints a traceback); under ``opentelemetry-instrument`` that happens before our distro is
-loaded. ``otel_correlation.pth`` imports this module,
-only where one of these variables is set. The originals travel in one variable, so that the process which serves can
-say what was wrong. See ADR 006.
+The API reads OTEL_PROPAGATORS while ``opentelemetry.propagate`` is imported and raises on a wrong one; the SDK raises
+on a wrong limit and prints a traceback for an unknown resource detector. The environment itself stays as the user set
+it: a process that the service starts may be no Python, and know a propagator that is not installed here. See ADR 006.
 """
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Generator, Mapping
 
 # Comma lists of entry points: their group, and the names that need no look.
 LISTS: Final = {
@@ -30,13 +29,20 @@ LIMITS: Final = (
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT",
     "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
     "OTEL_SPAN_EVENT_COUNT_LIMIT",
     "OTEL_SPAN_LINK_COUNT_LIMIT",
 )
-# Not a setting: how one process tells the next what it replaced.
-_REPLACED: Final = "_OTEL_CORRELATION_REPLACED"
+
+# What is read while a module is imported; the module keeps what it found.
+_READERS: Final = {
+    "OTEL_PROPAGATORS": "opentelemetry.propagate",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "opentelemetry.sdk.trace",
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "opentelemetry.sdk._logs",
+}
 
 
 def is_limit(value: str) -> bool:
@@ -56,52 +62,52 @@ def _is_installed(variable: str, name: str) -> bool:
     return bool(entry_points(group=group, name=name))
 
 
-def replace(environ: MutableMapping[str, str]) -> None:
+def replacements(environ: Mapping[str, str]) -> dict[str, str | None]:
     """
-    Take wrong values out of ``environ`` and remember them there.
+    Return what stands in for each value that OpenTelemetry's packages raise on; None where the variable has to go.
     """
-    wrong: dict[str, tuple[str, str]] = {}
+    found: dict[str, str | None] = {}
     for variable in LISTS:
         value = environ.get(variable, "")
         names = [name.strip() for name in value.split(",")]
         good = [name for name in names if name and _is_installed(variable, name)]
         # An empty value, too: the API looks for a propagator without a name.
         if variable in environ and good != names:
-            wrong[variable] = value, ",".join(good)
-            if good:
-                environ[variable] = ",".join(good)
-            else:
-                del environ[variable]
+            found[variable] = ",".join(good) or None
     for name in LIMITS:
-        if name in environ and not is_limit(environ[name]):
-            wrong[name] = environ.pop(name), ""
-    if wrong:
-        environ[_REPLACED] = json.dumps({**_remembered(environ), **wrong})
+        if not is_limit(environ.get(name, "")):
+            found[name] = None
+    return found
 
 
-def _remembered(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+@contextmanager
+def shielded() -> Generator[dict[str, str]]:
     """
-    Return what was replaced, and by what, as far as it still stands there: a child may have values of its own.
+    Keep wrong values from code that raises on them; afterwards ``os.environ`` is as it was.
+
+    Gives the values that are hidden, by name. Keep the block short: a process that another thread starts meanwhile
+    inherits what stands in.
     """
+    before: dict[str, str] = {}
+    for name, value in replacements(os.environ).items():
+        before[name] = os.environ[name]
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
     try:
-        found = json.loads(environ.get(_REPLACED, "{}"))
-    except ValueError:
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    pairs = {name: tuple(pair) for name, pair in found.items() if isinstance(pair, list) and len(pair) == 2}
-    return {
-        name: pair
-        for name, pair in pairs.items()
-        if isinstance(pair[0], str) and isinstance(pair[1], str) and environ.get(name, "") == pair[1]
-    }
+        yield before
+    finally:
+        os.environ.update(before)
 
 
-def originals(environ: Mapping[str, str]) -> dict[str, str]:
+def load_readers() -> None:
     """
-    Return ``environ`` as the user set it.
+    Import the modules that raise on what the environment says while they are imported, so that they do not.
+
+    Nothing is imported where they would not raise.
     """
-    return {**environ, **{name: value for name, (value, _) in _remembered(environ).items()}}
-
-
-replace(os.environ)
+    with shielded() as hidden:
+        for name, module in _READERS.items():
+            if name in hidden:
+                import_module(module)

@@ -16,13 +16,26 @@ from contextlib import contextmanager
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import metrics as metrics_api
+from opentelemetry import propagate
+from opentelemetry import trace as trace_api
+from opentelemetry._logs import set_logger_provider
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
+from opentelemetry.metrics import _internal as metrics_internal
+from opentelemetry.sdk import _configuration as sdk_configuration
+from opentelemetry.sdk._configuration import _BaseConfigurator
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+
 from otel_correlation import guard, logs, policy, semconv
-from otel_correlation._early import LIMITS, is_limit, originals, replace
+from otel_correlation._early import LIMITS, shielded
 from otel_correlation._version import __version__
 from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from opentelemetry.propagators.textmap import TextMapPropagator
     from starlette.types import ASGIApp
@@ -49,21 +62,6 @@ def _is_pattern(text: str) -> bool:
 
 
 _PATTERNS = ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
-
-# Where the .pth file was not installed with us: the API and the SDK raise on these while they are imported.
-replace(os.environ)
-from opentelemetry import metrics as metrics_api  # noqa: E402
-from opentelemetry import propagate  # noqa: E402
-from opentelemetry import trace as trace_api  # noqa: E402
-from opentelemetry._logs import set_logger_provider  # noqa: E402
-from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # noqa: E402
-from opentelemetry.metrics import _internal as metrics_internal  # noqa: E402
-from opentelemetry.sdk import _configuration as sdk_configuration  # noqa: E402
-from opentelemetry.sdk._configuration import _BaseConfigurator  # noqa: E402
-from opentelemetry.sdk._logs import LoggerProvider  # noqa: E402
-from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
-from opentelemetry.sdk.resources import Resource  # noqa: E402
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider  # noqa: E402
 
 # The contrib package compiles these while it is imported, and raises on a wrong one; ours are compiled one by one.
 with _without(*(name for name in _PATTERNS if not _is_pattern(os.environ.get(name, "")))):
@@ -112,6 +110,8 @@ class _State:
         self.textmap: TextMapPropagator | None = None
         self.announced = False
         self.pending: list[str] = []
+        # Whether OTEL_PYTHON_CONFIGURATOR is ours, until our configurator runs.
+        self.named = False
 
 
 _state = _State()
@@ -167,7 +167,9 @@ def _say_which_distribution() -> None:
         else:
             _state.pending.append(line)
         # The SDK takes the first configurator that it finds; it must be the one of the distribution that was chosen.
-        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", _NAME)
+        if "OTEL_PYTHON_CONFIGURATOR" not in os.environ:
+            os.environ["OTEL_PYTHON_CONFIGURATOR"] = _NAME
+            _state.named = True
 
 
 def _another_was_chosen() -> bool:
@@ -204,7 +206,12 @@ class Configurator(_BaseConfigurator):
 
     def _configure(self, **kwargs: Any) -> None:
         try:
-            if _another_was_chosen():
+            another = _another_was_chosen()
+            if _state.named:
+                # It has done its work; a process that this one starts has the environment as the user set it.
+                _state.named = False
+                os.environ.pop("OTEL_PYTHON_CONFIGURATOR", None)
+            if another:
                 _stand_back(**kwargs)
                 return
             _start(from_environment(), auto_version=kwargs.get("auto_instrumentation_version"))
@@ -276,7 +283,8 @@ def activate(settings: Settings | None = None) -> None:
 
 
 def _start(settings: Settings, *, auto_version: str | None = None, instrument: bool = False) -> None:
-    with _state.lock:
+    # The SDK reads limits and resource detectors where it makes its providers.
+    with _state.lock, shielded() as hidden:
         if _state.settings is not None:
             return
         _state.settings = settings
@@ -295,6 +303,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
             textmap = _state.textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
         if not settings.sdk_disabled and not by_file:
+            problems += _wrong_limits(hidden)
             resource = _resource(settings, auto_version)
             _start_metrics(settings, resource, problems)
             _start_traces(settings, resource, problems)
@@ -311,6 +320,17 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         _state.pending += problems
         fastapi_plug.on_serving(_announce)
         atexit.register(_announce_unserved)
+
+
+def _wrong_limits(hidden: Mapping[str, str]) -> list[str]:
+    """
+    Say which limits of the SDK cannot be read.
+    """
+    return [
+        f"{name}={hidden[name][:100]!a} is not usable (a whole number); using the default instead"
+        for name in LIMITS
+        if name in hidden
+    ]
 
 
 def _without_effect(settings: Settings) -> list[str]:
@@ -469,7 +489,7 @@ def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -
         sampler=sampler or sampling.RatioSampler(1.0),
         resource=resource,
         id_generator=_id_generator(problems),
-        span_limits=_span_limits(problems),
+        span_limits=SpanLimits(),
         shutdown_on_exit=False,
     )
     pipeline = export.SpanPipeline(
@@ -496,14 +516,20 @@ def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
         return CorrelationIdGenerator()
 
 
-def _span_limits(problems: list[str]) -> SpanLimits:
-    environ = originals(os.environ)
-    wrong = [name for name in LIMITS if not is_limit(environ.get(name, ""))]
-    problems += [
-        f"{name}={environ[name][:100]!a} is not usable (a whole number); using the default instead" for name in wrong
-    ]
-    with _without(*wrong):
-        return SpanLimits()
+@contextmanager
+def _protocol_of_metrics(settings: Settings) -> Generator[None]:
+    """
+    Have the SDK choose the exporter of our default protocol; nobody else, and no child process, sees the variable.
+    """
+    name = "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"
+    if settings.metrics_protocol != "http/protobuf" or name in os.environ:
+        yield
+        return
+    os.environ[name] = settings.metrics_protocol
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) -> None:
@@ -512,10 +538,11 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
     if metrics_internal._METER_PROVIDER is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
-    if settings.metrics_protocol == "http/protobuf":
-        os.environ.setdefault("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", settings.metrics_protocol)
     try:
-        names = [sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters]
+        with _protocol_of_metrics(settings):
+            names = [
+                sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
+            ]
         _, found, _ = sdk_configuration._import_exporters([], names, [])
         sdk_configuration._init_metrics(found, resource)
     except Exception as error:  # noqa: BLE001 - a third party's exporter

@@ -15,6 +15,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from otel_correlation import guard
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from opentelemetry.trace import Span
@@ -34,15 +35,17 @@ class Identity:
         fields: Fields that ``bind`` added, for every later record.
         span: The SERVER span, or None where none is made (excluded, SDK disabled).
         handled: The exception that one of the application's exception handlers answered last, and its traceback.
+        received: The headers that name the caller's work, as they came, by lower-case name, while the request runs.
     """
 
-    __slots__ = ("fields", "handled", "request_id", "span")
+    __slots__ = ("fields", "handled", "received", "request_id", "span")
 
     def __init__(self, request_id: str, span: Span | None = None) -> None:
         self.request_id = request_id
         self.fields: dict[str, Any] = {}
         self.span = span
         self.handled: tuple[BaseException, TracebackType | None] | None = None
+        self.received: Mapping[bytes, list[bytes]] | None = None
 
 
 def set_in(context: Context, identity: Identity) -> Context:

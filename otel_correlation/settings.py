@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from otel_correlation import policy, semconv
-from otel_correlation._early import LISTS, originals
+from otel_correlation._early import LISTS
 from otel_correlation.guard import STRICT_ENV, ConfigError
 
 if TYPE_CHECKING:
@@ -542,7 +542,7 @@ def from_environment(
         environ: The mapping to read; ``os.environ`` if None.
         known: Tells whether an entry point (group, name) is installed.
     """
-    env = _Environment(originals(os.environ) if environ is None else environ)
+    env = _Environment(os.environ if environ is None else environ)
 
     def is_known(group: str, name: str) -> bool:
         if name in ("otlp", "otlp_proto_http", "otlp_proto_grpc", "console") and group.endswith("_exporter"):

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # The console script's own function, so that it need not be on PATH. It replaces itself by the command: same process.
-_INSTRUMENT: Final = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+# It asks for the propagators before any distribution: ours keeps wrong ones from it (ADR 006).
+_INSTRUMENT: Final = (
+    "import otel_correlation; from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+)
 # A general variable yields to one for a signal; headers and certificates are for the receiver they were set for.
 _PER_SIGNAL: Final = (
     "ENDPOINT",

@@ -25,6 +25,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
+from otel_correlation.clients._copies import Names, kept_back, remember_sent
 from otel_correlation.policy import redact_url
 from otel_correlation.tracer import class_name, record_exception
 
@@ -37,12 +38,10 @@ if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Span, SpanContext
 
+    from otel_correlation.clients._copies import Entry as _Entry
     from otel_correlation.policy import HeaderCapture, Outbound
     from otel_correlation.settings import Settings
     from otel_correlation.tracer import Tracer
-
-    # Raw name, lower-case name and value of one header.
-    _Entry = tuple[bytes, bytes, bytes]
 
 # RFC 9110, PATCH (RFC 5789) and QUERY; anything else is _OTHER (semantic conventions, http.request.method).
 _METHODS: Final = frozenset(
@@ -133,6 +132,7 @@ class Attempt:
     One request on its way; ends exactly once.
 
     Attributes:
+        checked: The headers that were found free of what may not leave; None where all may.
         config: What its client was told.
         context: What is current while the transport works.
         outer: What was current before.
@@ -140,6 +140,7 @@ class Attempt:
         request: The request object.
         sends: How often the call sent so far, this attempt included.
         sent: The headers that we put on it, and those of its repetitions by a transport.
+        url: The URL that the outbound policy was asked about; None where there is no policy.
         used: Whether a transport of httpx's own carries it already.
     """
 
@@ -149,6 +150,7 @@ class Attempt:
         "_generation",
         "_measured",
         "_responded",
+        "checked",
         "config",
         "context",
         "outer",
@@ -157,6 +159,7 @@ class Attempt:
         "sends",
         "sent",
         "span",
+        "url",
         "used",
     )
 
@@ -170,6 +173,8 @@ class Attempt:
         self.sends = sends
         self.context = context
         self.sent: list[_Entry] = []
+        self.checked: list[_Entry] | None = None
+        self.url: Any = None
         self.used = False
         self._generation = _generation
         self._responded = False
@@ -343,6 +348,8 @@ class _Injector:
 
     def __init__(self, textmap: TextMapPropagator, settings: Settings) -> None:
         self.textmap = textmap
+        self._settings = settings
+        self._names: Names | None = None
         self._trace = False
         self._baggage = False
         self._request_id: tuple[bytes, bytes] | None = None
@@ -358,6 +365,18 @@ class _Injector:
                 self._request_id = (part._name.encode(), part._name.lower().encode())
             else:
                 self._own = False
+
+    @property
+    def names(self) -> Names:
+        """
+        What can carry something of ours; made where a host may not have everything.
+        """
+        if self._names is None:
+            fields: set[str] = set()
+            with guard.never_raise("client.fields"):
+                fields |= self.textmap.fields
+            self._names = Names(self._settings, fields)
+        return self._names
 
     def headers(
         self,
@@ -436,11 +455,14 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
     span: Span | None = None
     try:
         outer = otel_context.get_current() if again is None else again.outer
+        allowed = None if config.outbound is None else config.outbound(request.url)
         if outer and (
             outer.get(_SUPPRESS_INSTRUMENTATION_KEY)
             or outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
             or outer.get(_SUPPRESS_PLAIN)
         ):
+            if allowed is not None:
+                keep_back(config, request, outer, allowed)
             return None
         memory = request.__dict__.get(_SENT)
         if memory is not None:
@@ -449,13 +471,19 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             sends, ours = again.sends, again.sent
         else:
             sends, ours = 0, None
-        held = _entries(request.headers)
+        held = kept = _entries(request.headers)
         present = {entry[1]: entry[2] for entry in held}
-        stale: set[bytes] | None = None
-        if ours:
-            stale = {lower for _, lower, value in ours if present.get(lower) == value}
+        if ours and (stale := {lower for _, lower, value in ours if present.get(lower) == value}):
+            kept = [entry for entry in held if entry[1] not in stale]
             for name in stale:
                 del present[name]
+        limited = allowed if allowed is not None and False in allowed else None
+        if limited is not None:
+            left = kept_back(_injector(config).names, outer, kept, limited)
+            if left is not None:
+                guard.count("outbound.copies_kept_back")
+                kept = left
+                present = {entry[1]: entry[2] for entry in kept}
         context = outer
         attempt: Attempt | None = None
         tracer = config.tracer
@@ -478,12 +506,17 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             attempt = Attempt(config, request, span, outer, context, sends + 1)
         else:
             found = get_current_span(outer).get_span_context()
-        allowed = None if config.outbound is None else config.outbound(request.url)
         sent = _injector(config).headers(context, found if found.is_valid else None, present, allowed)
-        _write(request, held, stale, sent)
+        _write(request, held, kept, sent)
         request.__dict__[_SENT] = (sends + 1, sent)
+        if allowed is not None and sent:
+            remember_sent(sent)
         if attempt is not None:
             attempt.sent = sent
+            if allowed is not None:
+                attempt.url = request.url
+                if limited is not None:
+                    attempt.checked = [*_entries(request.headers)]
             if again is not None:
                 # All of them: a transport may copy the request of any earlier attempt.
                 again.sends, again.sent = sends + 1, again.sent + sent
@@ -509,19 +542,51 @@ def _entries(headers: Any) -> list[_Entry]:
     return [(name, name.lower(), value) for name, value in headers.raw]
 
 
-def _write(request: Any, held: list[_Entry], stale: set[bytes] | None, sent: list[_Entry]) -> None:
+def _write(request: Any, held: list[_Entry], kept: list[_Entry], sent: list[_Entry]) -> None:
     """
     Put the headers of this attempt where those of the last one were.
+
+    Args:
+        request: The request.
+        held: Its headers, as ``_entries`` returned them.
+        kept: Those of them that stay; the same list where all do.
+        sent: What is added.
     """
     headers = request.headers
     if getattr(headers, "_list", None) is held:
-        if stale:
-            held[:] = [entry for entry in held if entry[1] not in stale]
+        if kept is not held:
+            held[:] = kept
         held.extend(sent)
         return
     # The private list is gone or has another shape: slower, and the same for everybody who reads the headers.
-    kept = [entry for entry in held if not stale or entry[1] not in stale]
     request.headers = type(headers)([(raw, value) for raw, _, value in kept + sent])
+
+
+def keep_back(config: ClientConfig, request: Any, context: Context, allowed: tuple[bool, bool, bool]) -> None:
+    """
+    Take off a request what is ours and may not leave for its host.
+    """
+    if False not in allowed:
+        return
+    held = _entries(request.headers)
+    left = kept_back(_injector(config).names, context, held, allowed)
+    if left is not None:
+        guard.count("outbound.copies_kept_back")
+        _write(request, held, left, [])
+
+
+def ask_again(attempt: Attempt, request: Any) -> None:
+    """
+    Hold to the outbound policy what a transport of httpx's own is about to send; never raises.
+
+    A transport of the user's above it may have changed the host or the headers, or made a request of its own.
+    """
+    try:
+        outbound = attempt.config.outbound
+        if outbound is not None and (request.url is not attempt.url or _entries(request.headers) != attempt.checked):
+            keep_back(attempt.config, request, attempt.context, outbound(request.url))
+    except Exception:  # noqa: BLE001 - the boundary
+        guard.report("client.policy")
 
 
 def forget_sends(request: Any) -> None:

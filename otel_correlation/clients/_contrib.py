@@ -19,6 +19,7 @@ from opentelemetry.semconv.metrics import http_metrics
 from otel_correlation import guard
 from otel_correlation._version import __version__
 from otel_correlation.clients._attempt import ClientConfig, end_dropped
+from otel_correlation.clients._copies import forget_sent
 from otel_correlation.clients._seams import (
     CONFIG,
     OFF,
@@ -166,6 +167,7 @@ def deactivate() -> None:
     _plug.libraries.clear()
     _plug.settings = None
     end_dropped()
+    forget_sent()
 
 
 def instrument_everything(left_out: Collection[str] = ()) -> None:

@@ -19,7 +19,7 @@ from weakref import WeakSet
 from opentelemetry.context import _RUNTIME_CONTEXT
 
 from otel_correlation import guard
-from otel_correlation.clients._attempt import begin, forget_sends, remember
+from otel_correlation.clients._attempt import ask_again, begin, forget_sends, remember
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -375,6 +375,8 @@ class Library:
                 config: Any = self.everywhere if attempt is None else attempt.config
                 return send(config, functools.partial(original, transport), request, self.body, _BUSY, attempt)
             attempt.used = True
+            if attempt.checked is not None or (attempt.url is not None and attempt.url is not request.url):
+                ask_again(attempt, request)
             token = _running.set(_BUSY)
             try:
                 response = original(transport, request)
@@ -398,6 +400,8 @@ class Library:
                 call = functools.partial(original, transport)
                 return await send_async(config, call, request, self.async_body, _BUSY, attempt)
             attempt.used = True
+            if attempt.checked is not None or (attempt.url is not None and attempt.url is not request.url):
+                ask_again(attempt, request)
             token = _running.set(_BUSY)
             try:
                 response = await original(transport, request)

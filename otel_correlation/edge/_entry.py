@@ -108,6 +108,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         # Mounted under an application without an edge: its prefix is all that is known of the outer route.
         scope[semconv.SCOPE_MOUNT] = scope.get("root_path", "")[len(scope["app_root_path"]) :]
     record.identity = values[_IDENTITY_KEY] = who = Identity(final)
+    who.received = found
     tracer = config.tracer
     if tracer is None:
         return record, Context(values)

@@ -476,3 +476,5 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     # A wrapper may call the application again with the same scope; that is another request.
     scope.pop(semconv.SCOPE_KEY, None)
     record.error = record.answered = record.identity.handled = None
+    # What a caller sent may be large, and tasks of the request may keep its identity.
+    record.identity.received = None

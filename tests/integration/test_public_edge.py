@@ -44,6 +44,19 @@ async def fetch(url: str, library: str = "httpx", proxy: str | None = None):
     async with module.AsyncClient(proxy=proxy, follow_redirects=True, trust_env=False) as client:
         return (await client.get(url)).json()
 
+# What a gateway does: the caller's headers go on.
+@app.get("/pass-on")
+async def pass_on(request: Request, url: str, library: str = "httpx", proxy: str | None = None):
+    module = {"httpx": httpx, "httpx2": httpx2}[library]
+    async with module.AsyncClient(proxy=proxy, follow_redirects=True, trust_env=False) as client:
+        return (await client.get(url, headers=request.headers)).json()
+
+@app.get("/pass-on-sync")
+def pass_on_sync(request: Request, url: str, library: str = "httpx", proxy: str | None = None):
+    module = {"httpx": httpx, "httpx2": httpx2}[library]
+    with module.Client(proxy=proxy, follow_redirects=True, trust_env=False, headers=dict(request.headers)) as client:
+        return client.get(url).json()
+
 @app.get("/fetch-sync")
 def fetch_sync(url: str, library: str = "httpx", proxy: str | None = None):
     module = {"httpx": httpx, "httpx2": httpx2}[library]
@@ -64,7 +77,7 @@ async def app(scope, receive, send):
             if message["type"] == "lifespan.shutdown":
                 return
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    names = ("x-request-id", "traceparent", "tracestate", "baggage")
+    names = ("x-request-id", "traceparent", "tracestate", "baggage", "x-correlation-id")
     body = json.dumps({name: headers[name] for name in names if name in headers}).encode()
     query = unquote(scope["query_string"].decode())
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -354,3 +367,29 @@ def test_excluded_routes_keep_the_callers_trace(tmp_path: Path) -> None:
     assert (call.kind, call.parent_span_id, call.span_id) == ("CLIENT", CALLER, onward["traceparent"][36:52])
     others = [(span.name, span.kind) for span in spans if span is not call]
     assert sorted(others) == [("GET", "CLIENT"), ("GET /healthy", "SERVER")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/pass-on", "/pass-on-sync"])
+def test_a_gateway_that_passes_headers_on(path: str, tmp_path: Path) -> None:
+    """
+    ``headers=request.headers`` takes nothing to the world: not what a trusted caller sent, and not the id that the edge shows.
+    """
+    with gate(tmp_path, OTEL_CORRELATION_EDGE="public", OTEL_CORRELATION_TRUSTED_NETWORKS="none") as running:
+        for library in ("httpx", "httpx2"):
+            world = {"url": "http://api.example.com/", "proxy": running.behind.url, "library": library}
+            assert running.get(path, SENT, **world).json() == {}
+            inside = running.get(path, SENT, url=running.behind.url, library=library)
+            assert inside.json()["x-request-id"] == inside.headers["x-request-id"]
+    with gate(
+        tmp_path,
+        OTEL_CORRELATION_EDGE="public",
+        OTEL_CORRELATION_TRUSTED_NETWORKS="127.0.0.0/8",
+        OTEL_CORRELATION_REQUEST_ID_HEADERS="X-Request-ID,X-Correlation-ID",
+    ) as running:
+        sent = {**SENT, "X-Correlation-ID": "the-callers-second-id"}
+        for library in ("httpx", "httpx2"):
+            world = {"url": "http://api.example.com/", "proxy": running.behind.url, "library": library}
+            assert running.get(path, sent, **world).json() == {}
+            assert running.get(path, SENT, url=running.behind.url, library=library).json() == SENT
+        assert running.get(path, {}, url="http://api.example.com/", proxy=running.behind.url).json() == {}
