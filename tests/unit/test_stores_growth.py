@@ -13,7 +13,7 @@ import gzip
 import json
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -65,7 +65,7 @@ def stack_of(token: str) -> Callable[[int], str]:
     return lambda size: token * (size // len(token))
 
 
-STACKS = {
+STACKS: dict[str, Callable[[int], str]] = {
     "line feeds": stack_of("\n"),
     "blank lines": stack_of(" \n"),
     "spaces": stack_of(" "),
@@ -76,7 +76,9 @@ STACKS = {
     "a long number": lambda size: '  File "a", line ' + "1" * size + "x",
     "a long function": lambda size: '  File "a", line 1, in ' + " " * size,
     "frames": stack_of('  File "/srv/a.py", line 1, in f\n'),
-    "foreign frames": stack_of('  File "/python3.1/python3.11111', ),
+    "foreign frames": stack_of(
+        '  File "/python3.1/python3.11111',
+    ),
     "errors": stack_of("ValueError: x\n"),
     "dots": lambda size: "Traceback (most recent call last):\n" + "a." * size + "!",
 }
@@ -85,7 +87,7 @@ STACKS = {
 @pytest.mark.parametrize("name", STACKS)
 def test_a_stack_trace_is_looked_at_once(name: str) -> None:
     """
-    The text of an exception, as an event of a span, as a log line's, and where a line of a file is followed by it.
+    The text of an exception, for the cause of a trace and where it follows a line of a file.
     """
 
     def make(size: int) -> Callable[[], object]:
@@ -103,7 +105,7 @@ def test_a_stack_trace_is_looked_at_once(name: str) -> None:
     check(make, 2000)
 
 
-LINES = {
+LINES: dict[str, Callable[[int], str]] = {
     "names": stack_of("trace_id "),
     "names with spaces": stack_of("request_id" + " " * 90),
     "one name, spaces": lambda size: "trace_id=" + " " * size,
@@ -211,7 +213,7 @@ class Stub:
     A store that has what it was given.
     """
 
-    is_whole = True
+    is_whole: ClassVar[bool] = True
     name = "a stub"
 
     def __init__(self, traces: list[Trace]) -> None:
@@ -229,9 +231,7 @@ def line(number: int, trace_id: str) -> LogLine:
 
 
 ANSWERS: dict[str, Callable[[int], list[Trace]]] = {
-    "halves of trace ids": lambda size: [
-        Trace.of(f"{n:032x}", (), [line(n, f"{n:032x}")]) for n in range(1, size)
-    ],
+    "halves of trace ids": lambda size: [Trace.of(f"{n:032x}", (), [line(n, f"{n:032x}")]) for n in range(1, size)],
     "halves and wholes": lambda size: [
         Trace.of(one, (), [line(n, one)]) for n in range(1, size) for one in (f"{n:032x}", f"1{n:031x}")
     ],
