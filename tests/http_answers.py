@@ -4,8 +4,9 @@ A small HTTP server that answers as a store does, for tests of what asks stores.
 
 from __future__ import annotations
 
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,32 @@ def http_server(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def raw_server(talk: Callable[[socket.socket], object]) -> Generator[str]:
+    """
+    Run a server whose answer to one connection is what ``talk`` writes, once a request's head has arrived; yield its URL.
+    """
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(65536) or b"\r\n\r\n"
+            talk(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            with suppress(OSError):
+                # Nobody may have asked.
+                socket.create_connection(listener.getsockname(), timeout=1).close()
+            thread.join()
 
 
 def any_json() -> st.SearchStrategy[Any]:

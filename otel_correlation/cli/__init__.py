@@ -141,7 +141,10 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="a host name under which it answers, beside localhost, the name in --host and every address; repeatable",
     )
     parser.add_argument(
-        "--db", default=":memory:", metavar="FILE", help="SQLite file (mode 0600) that keeps what was received (default: memory)"
+        "--db",
+        default=":memory:",
+        metavar="FILE",
+        help="SQLite file (mode 0600) that keeps what was received (default: memory)",
     )
 
 

@@ -196,7 +196,9 @@ class Viewer:
         async def receive(request: Request) -> Response:
             media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if not self._is_host(request):
-                return self._refuse(421, otlp.JSON if media == otlp.JSON else otlp.PROTOBUF, _INVALID_ARGUMENT, _WRONG_HOST)
+                return self._refuse(
+                    421, otlp.JSON if media == otlp.JSON else otlp.PROTOBUF, _INVALID_ARGUMENT, _WRONG_HOST
+                )
             if media not in (otlp.PROTOBUF, otlp.JSON):
                 return self._refuse(
                     415, otlp.JSON, _INVALID_ARGUMENT, f"content-type must be {otlp.PROTOBUF} or {otlp.JSON}"

@@ -261,7 +261,9 @@ class LocalStore:
                 _id(span.caller_request_id),
                 _dump(_head(span)),
             )
-            done = self._db.execute("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, data))
+            done = self._db.execute(
+                "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, data)
+            )
             self._count(span.trace_id, size, done.rowcount)
 
     def _add_log(self, line: LogLine) -> None:

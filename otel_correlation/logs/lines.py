@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 _NOT_EXTRA: Final = _OWN.union(FIELDS, CONTRIB_FIELDS, (CORRELATION_ID,))
 
-# C0, DEL, C1 (ESC, CR, LF, NEL), the line and paragraph separators, the marks that reorder text on a screen, and lone
-# surrogates, which cannot be written as UTF-8.
+# C0, DEL, C1 (TAB, ESC, CR, LF, NEL), the line and paragraph separators, the marks that reorder text on a screen, and
+# lone surrogates, which cannot be written as UTF-8.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_BUT_TAB: Final = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 # The loggers whose lines hold the path and the query of a request.
@@ -344,7 +341,7 @@ def one_line(text: str) -> str:
     """
     Return ``text`` with everything escaped that could end a line, move a cursor or reorder what a screen shows.
     """
-    return _UNSAFE_BUT_TAB.sub(_text_escape, text)
+    return _UNSAFE.sub(_text_escape, text)
 
 
 _COLOURS: Final = {"DEBUG": "36", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}

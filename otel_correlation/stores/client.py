@@ -32,7 +32,7 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_VALUES: Final = 4_000_000
 _MAX_REASON: Final = 200
 _MAX_ERROR_BYTES: Final = 16 * 1024
-_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - asked, not bound
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
 _HEADER: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # How a tenant is named to Loki, Tempo, Mimir and gateways in front of them.
 _TENANT: Final = "X-Scope-OrgID"

@@ -112,9 +112,7 @@ class Wanted:
             for request_id in trace.request_ids
             if MIN_ROOT_LENGTH <= len(request_id) <= MAX_LENGTH and request_id.isprintable()
         )
-        return Wanted(
-            frozenset(trace.trace_id for trace in traces), frozenset(islice(request_ids, MAX_REQUEST_IDS))
-        )
+        return Wanted(frozenset(trace.trace_id for trace in traces), frozenset(islice(request_ids, MAX_REQUEST_IDS)))
 
     @property
     def spellings(self) -> tuple[str, ...]:

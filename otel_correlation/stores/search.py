@@ -167,6 +167,10 @@ def _merged(answers: Iterable[Iterable[Trace]], wanted: str) -> list[Trace]:
     return sorted(found.values(), key=_began, reverse=True)
 
 
+def _later(one: tuple[int, int, str], other: tuple[int, int, str]) -> tuple[int, int, str]:
+    return other if other[1] > one[1] else one
+
+
 class _Places:
     """
     Where lines without a trace id belong: of the traces with their request id, the nearest in time.
@@ -182,10 +186,7 @@ class _Places:
         for times in self._by_request_id.values():
             times.sort()
         # Of each place in a list, the one before it or there that ended last.
-        self._last = {
-            request_id: list(accumulate(times, lambda last, time: time if time[1] > last[1] else last))
-            for request_id, times in self._by_request_id.items()
-        }
+        self._last = {name: list(accumulate(times, _later)) for name, times in self._by_request_id.items()}
 
     def nearest(self, request_id: str, time_ns: int) -> str:
         """

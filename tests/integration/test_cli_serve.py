@@ -79,6 +79,23 @@ def test_serve_warns_when_others_can_read() -> None:
         process.terminate()
 
 
+def test_serve_answers_under_the_names_that_it_was_given() -> None:
+    """
+    On every interface, too, another name gets nothing; ``--allow-host`` gives one, as often as it is needed.
+    """
+    arguments = ("--host", "0.0.0.0", "--port", "0", "--allow-host", "viewer", "--allow-host", "lab.example")
+    with start("serve", *arguments) as process:
+        assert process.stdout is not None
+        url = next(word for word in process.stdout.readline().split() if word.startswith("http://"))
+        try:
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                names = ("viewer:4318", "lab.example", "127.0.0.1", "192.0.2.1:80", "localhost", "evil.example")
+                statuses = [client.get("/api/traces", headers={"host": name}).status_code for name in names]
+        finally:
+            process.terminate()
+    assert statuses == [200, 200, 200, 200, 200, 421]
+
+
 @pytest.mark.parametrize("command", [("serve",), ("demo",)])
 def test_a_port_in_use_is_one_line(command: tuple[str, ...]) -> None:
     """

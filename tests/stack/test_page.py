@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from otel_correlation.stores import Json
+
 pytestmark = pytest.mark.needs("browser")
 
 FLAGS = [
@@ -98,3 +100,29 @@ def test_hostile_telemetry_is_text(local: LocalServer, page: Callable[[str], str
         assert "&lt;img src=x" in document, route
         assert re.findall(r"<(?:img|svg)|<script(?! src=\"/viewer.js\")|<title>OWNED", document) == [], route
         assert "\u202e" not in document.partition("<main")[2], route
+
+
+def test_attributes_that_are_no_words_leave_the_page_standing(local: LocalServer, page: Callable[[str], str]) -> None:
+    """
+    A map whose own ``toString`` is no function, a list and null in every attribute that the page reads: all is shown.
+    """
+    names = ("http.request.method", "http.route", "url.path", "url.full", "http.response.status_code")
+    values: tuple[Json, ...] = ({"toString": 1, "valueOf": 1}, [{"toString": 1}], None, True, {"__proto__": None})
+    for number, value in enumerate(values, start=1):
+        trace_id = f"{number:032x}"
+        attributes: dict[str, Json] = dict.fromkeys(names, value)
+        told: dict[str, Json] = {"exception.type": value, "exception.message": value, "exception.stacktrace": value}
+        event = replace(exception(1, "x", "y", "z"), attributes=told)
+        server = span("a", "", "s", f"GET /{number}", "SERVER", (0, 2), trace_id=trace_id, failed=True)
+        call = span("b", "a", "s", "GET", "CLIENT", (0, 1), trace_id=trace_id)
+        local.store.add(
+            (
+                replace(server, attributes={"request_id": "one-id-for-all", **attributes}, events=(event,)),
+                replace(call, attributes=attributes),
+            ),
+            (replace(log(0, "s", f"line {number}", attributes=told), trace_id=trace_id),),
+        ).result()
+    for route in ("/", "/find/one-id-for-all"):
+        document = page(route)
+        assert "No answer from the server" not in document, route
+        assert all(f"GET /{number}" in document for number in range(1, 6)), route

@@ -203,7 +203,14 @@ def test_another_sites_page_can_neither_read_nor_send(host: str) -> None:
             response = send(client, "/v1/traces", body, host=name)
             assert (response.status_code, response.headers["content-type"]) == (421, PROTOBUF)
             assert "--allow-host" in Status.FromString(response.content).message
-        for name in ("localhost:4318", "LOCALHOST.", "viewer.internal:1", "host.docker.internal", "192.0.2.7", "[::1]:5"):
+        for name in (
+            "localhost:4318",
+            "LOCALHOST.",
+            "viewer.internal:1",
+            "host.docker.internal",
+            "192.0.2.7",
+            "[::1]:5",
+        ):
             assert {client.get(path, headers={"host": name}).status_code for path in PATHS} == {200}, name
             assert send(client, "/v1/traces", body, host=name).status_code == 200
 
@@ -242,8 +249,7 @@ def test_half_open_connections_take_nobodys_place(local: LocalServer, client: ht
 
 def test_a_request_that_never_ends_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Neither a head nor a body may take for ever, and bytes that drip do not give it more time: of a body the sender is
-    told so.
+    Neither a head nor a body may take for ever, and bytes that drip give it no more time; the sender of a body is told.
     """
     monkeypatch.setattr(server, "HEAD_S", 0.3)
     monkeypatch.setattr(server, "BODY_S", 0.3)
@@ -276,7 +282,9 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
     """
     monkeypatch.setattr(server, "REQUEST_S", 1.0)
     with LocalServer(port=0) as local:
-        local.store.add(tuple(replace(checkout().spans[0], span_id=f"{n:016x}", name="x" * 9000) for n in range(900)), ())
+        local.store.add(
+            tuple(replace(checkout().spans[0], span_id=f"{n:016x}", name="x" * 9000) for n in range(900)), ()
+        )
         with socket.socket() as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             raw.settimeout(60)
@@ -295,7 +303,9 @@ def test_of_bodies_that_arrive_slowly_the_first_gives_way(monkeypatch: pytest.Mo
     Bytes of unfinished bodies are bounded together; what is given up is told to come again, and the newcomer is taken.
     """
     monkeypatch.setattr(server, "MAX_ARRIVING_BYTES", 100_000)
-    head = b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
     with LocalServer(port=0) as local, half_open(local, head % 90_000 + b" " * 60_000) as first:
         body = b"{" + b" " * 79_998 + b"}"
         assert httpx.post(f"{local.url}/v1/traces", content=body, headers={"content-type": JSON}).status_code == 200

@@ -222,6 +222,20 @@ def test_any_message_and_extra_give_one_readable_line(
     assert not ENDS_OR_MOVES.search(TextLines(colours=False).format(made))
 
 
+def test_a_tab_moves_nothing_on_the_screen() -> None:
+    """
+    A tab in a field, a message or an exception's text is escaped like any other control character.
+    """
+    try:
+        raise ValueError("a\tb")
+    except ValueError:
+        made = record("said\tthis", exc_info=sys.exc_info(), user="x\trequest_id=forged", path="a b\tc")
+    line = TextLines(colours=False).format(made)
+    assert "\t" not in line
+    for shown in ("said\\tthis", "user=x\\trequest_id=forged", "path='a b\\tc'", "ValueError: a\\tb"):
+        assert shown in line
+
+
 def test_a_traceback_cannot_pass_for_a_record() -> None:
     """
     In readable lines every line of a traceback stands behind a bar, whatever the exception's text holds.

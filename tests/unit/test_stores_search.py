@@ -4,8 +4,11 @@ The stores over HTTP: the embedded one, Jaeger's answers, what is configured, an
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
+import threading
+import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +21,7 @@ from otel_correlation.semconv import CALLER_REQUEST_ID
 from otel_correlation.stores import Span, StoreError, Trace, cause, client, configured, find
 from otel_correlation.stores.embedded import EmbeddedStore
 from otel_correlation.stores.jaeger import JaegerStore
-from tests.http_answers import Answer, http_server
+from tests.http_answers import Answer, http_server, raw_server
 from tests.local_payloads import REQUEST_ID, START_NS, TRACE_ID, checkout, log, span
 
 if TYPE_CHECKING:
@@ -570,3 +573,85 @@ def test_the_embedded_store_is_asked_for_known_traces() -> None:
     with LocalServer(port=0) as local:
         local.store.add(checkout().spans, ()).result()
         assert EmbeddedStore(local.url).complete([Trace(TRACE_ID)]) == [replace(checkout(), logs=())]
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_whole_answer_has_one_deadline(begin: bytes) -> None:
+    """
+    A byte now and then, in the head or in the body, is silence all the same; the old time-out began again at each.
+    """
+    written: list[int] = []
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        for _ in range(6000):
+            if ended.wait(0.01):
+                return
+            connection.sendall(b" ")
+            written.append(1)
+
+    ended = threading.Event()
+    with raw_server(drip) as url:
+        with pytest.raises(StoreError, match="does not answer in time"):
+            client.Http(url, 0.5).get("/")
+        ended.set()
+    assert len(written) < 3000
+
+
+GZIP_BOMB = gzip.compress(b" " * 50_000_000)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "reason"),
+    [
+        ("gzip, gzip", gzip.compress(GZIP_BOMB), "neither plain nor gzip"),
+        ("gzip,gzip,gzip", b"", "neither plain nor gzip"),
+        ("br", b"x", "neither plain nor gzip"),
+        ("deflate", b"x", "neither plain nor gzip"),
+        ("gzip", GZIP_BOMB, "more than 1000000 bytes"),
+        ("gzip", gzip.compress(b"") * 2000, "more than 1000000 bytes"),
+        ("gzip", b"no gzip", "not gzip"),
+        ("gzip", gzip.compress(b"{}")[:-4], "cut off"),
+        ("identity", b" " * 1_000_001, "more than 1000000 bytes"),
+    ],
+)
+def test_an_answer_is_inflated_once_and_within_its_bound(
+    coding: str, body: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A second content coding is refused, and of the first no more is inflated than an answer may have.
+    """
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1_000_000)
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: {coding}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    tracemalloc.start()
+    try:
+        with (
+            raw_server(lambda connection: connection.sendall(head + body)) as url,
+            pytest.raises(StoreError, match=reason),
+        ):
+            client.Http(url).get("/")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_answer_in_gzip_is_read() -> None:
+    """
+    Stores behind a proxy that compresses are asked as any other; members follow each other as RFC 1952 allows.
+    """
+    body = gzip.compress(b'{"traces":') + gzip.compress(b"[]}")
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: GZIP\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with raw_server(lambda connection: connection.sendall(head + body)) as url:
+        assert EmbeddedStore(url).find(TRACE_ID) == []
+
+
+def test_an_answer_of_millions_of_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Three bytes of JSON become a hundred in memory: values are counted before they are read.
+    """
+    monkeypatch.setattr(client, "MAX_VALUES", 1000)
+    with (
+        http_server(lambda _path: (200, b"[" + b"{}," * 1000 + b"{}]")) as (url, _),
+        pytest.raises(StoreError, match="more than 1000 values"),
+    ):
+        EmbeddedStore(url).find(TRACE_ID)

@@ -31,13 +31,17 @@ const day = (value) => (Number.isNaN(moment(value).getTime()) ? "?" : moment(val
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 const traceLink = (id) => "#/trace/" + encodeURIComponent(id);
 
+// An attribute may be a map, whose own toString the sender chose: only a text or a number is a word of the page.
+const word = (attributes, name) => (["string", "number"].includes(typeof attributes[name]) ? attributes[name] : "");
+
 function title(span) {
-  const http = span.attributes["http.request.method"];
-  return http ? `${http} ${span.attributes["http.route"] || span.attributes["url.path"] || span.attributes["url.full"] || ""}` : span.name;
+  const http = word(span.attributes, "http.request.method");
+  const where = ["http.route", "url.path", "url.full"].map((name) => word(span.attributes, name)).find(Boolean) || "";
+  return http ? `${http} ${where}` : span.name;
 }
 // The name of a CLIENT span is the method alone: a URL has too many values to be one.
-const target = (span) => String(span.attributes["url.full"] || "").replace(/^[^:]*:\/\/[^/?#]*/, "").replace(/[?#].*$/s, "");
-const httpStatus = (span) => span.attributes["http.response.status_code"] || "";
+const target = (span) => String(word(span.attributes, "url.full")).replace(/^[^:]*:\/\/[^/?#]*/, "").replace(/[?#].*$/s, "");
+const httpStatus = (span) => word(span.attributes, "http.response.status_code") || "";
 const failed = (span) => span.failed || httpStatus(span) >= 500;
 
 async function get(path) {
@@ -72,7 +76,8 @@ function rows(spans) {
   const roots = [];
   for (const span of spans) {
     if (ids.has(span.parent_id) && span.parent_id !== span.span_id) {
-      children.set(span.parent_id, [...(children.get(span.parent_id) || []), span]);
+      if (!children.has(span.parent_id)) children.set(span.parent_id, []);
+      children.get(span.parent_id).push(span);
     } else roots.push(span);
   }
   const seen = new Set();
@@ -96,7 +101,9 @@ function details(span) {
   const box = element("div", { class: "more" }, facts([["service", span.service], ["kind", span.kind], ["span id", span.span_id],
     ...(span.status_message ? [["status", span.status_message]] : []), ...values(span.attributes)]));
   for (const event of span.events) {
-    const { "exception.stacktrace": stack, ...rest } = event.attributes;
+    const rest = { ...event.attributes };
+    const stack = word(rest, "exception.stacktrace");
+    if (stack) delete rest["exception.stacktrace"];
     box.append(text(event.name, "strong", event.name === "exception" ? "bad" : ""), facts(values(rest)));
     if (stack) box.append(text(stack, "pre"));
   }
@@ -130,8 +137,8 @@ function logLines(logs) {
   for (const line of logs) {
     const bad = /^(error|fatal|critical)/i.test(line.severity);
     const body = element("span", { class: "body" }, clean(line.body));
-    const stack = line.attributes["exception.stacktrace"];
-    if (stack) body.append(element("details", {}, element("summary", {}, clean(line.attributes["exception.type"] || "traceback")), text(stack, "pre")));
+    const stack = word(line.attributes, "exception.stacktrace");
+    if (stack) body.append(element("details", {}, element("summary", {}, clean(word(line.attributes, "exception.type") || "traceback")), text(stack, "pre")));
     list.append(element("li", { class: "line" }, text(clock(line.time_ns), "span", "soft"), text(line.severity, "span", bad ? "bad" : "soft"), text(line.service, "strong"), body));
   }
   return list;
