@@ -8,7 +8,7 @@ policy holds for them. Asked only for a host that may not have all three.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import chain, product
 from operator import add
 from typing import TYPE_CHECKING, Final, cast
 
@@ -121,45 +121,42 @@ class _Ours:
 
     def __init__(self, context: Context) -> None:
         who = identity.get_from(context)
-        self._received: Mapping[bytes, list[bytes]] = {} if who is None or who.received is None else who.received
+        received: Mapping[bytes, list[bytes]] = {} if who is None or who.received is None else who.received
+        # Sets: a caller may send thousands of fields, and a gateway pass on thousands.
+        self._received = {name: frozenset(values) for name, values in received.items()}
         self._traces: set[bytes] = set()
         self._state: set[tuple[str, str]] = set()
         for span_context in _span_contexts(context, who):
             self._traces.add(b"%032x" % span_context.trace_id)
             self._state.update(span_context.trace_state.items())
-        for value in self._received.get(_TRACEPARENT, ()):
-            if (found := propagators.extract_from_headers([value], [])) is not None:
-                self._traces.add(b"%032x" % found.trace_id)
-        self._ids: set[bytes] = set() if who is None else {who.request_id.encode("latin-1", "replace")}
-        for name, values in self._received.items():
-            if name not in (_TRACEPARENT, _TRACESTATE, _BAGGAGE):
-                self._ids.update(filter(None, values))
+        # None of two or more fields: then the trace was restarted, and they are known as they came.
+        if (sent := propagators.extract_from_headers(received.get(_TRACEPARENT, []), [])) is not None:
+            self._traces.add(b"%032x" % sent.trace_id)
+        self._id = b"" if who is None else who.request_id.encode("latin-1", "replace")
+        ids = [values for name, values in received.items() if name not in (_TRACEPARENT, _TRACESTATE, _BAGGAGE)]
+        self._ids = {self._id, *chain.from_iterable(ids)} - {b""}
         self._members = {*_members(context)}
-        if came := self._received.get(_BAGGAGE):
+        if came := received.get(_BAGGAGE):
             self._members.update(_members(propagators.extract_baggage_from_headers(came, Context())))
 
     def has_trace(self, lower: bytes, value: bytes) -> bool:
         """
         Tell whether a header names one of our traces, in whatever spelling, or is the caller's.
         """
+        if value in self._received.get(lower, ()):
+            return True
         text = value.lower().replace(b"-", b"")
         # Other formats send the lower half of a trace id.
         half = lower != _TRACEPARENT
-        named = any(trace in text or (half and trace[16:] in text) for trace in self._traces)
-        return named or value in self._received.get(lower, ())
+        return any(trace in text or (half and trace[16:] in text) for trace in self._traces)
 
     def has_id(self, lower: bytes, value: bytes) -> bool:
         """
         Tell whether a header is our request id, or a list with it.
         """
-        for known in self._ids:
-            if known in value and (
-                # There it is one field of several.
-                (lower == _AMZN and len(known) >= MIN_ROOT_LENGTH)
-                or known in [part.strip(_SPACE) for part in value.split(b",")]
-            ):
-                return True
-        return False
+        if lower == _AMZN and len(self._id) >= MIN_ROOT_LENGTH and self._id in value:
+            return True  # There it is one field of several.
+        return not self._ids.isdisjoint([part.strip(_SPACE) for part in (value, *value.split(b","))])
 
     def rest_of_state(self, value: bytes, *, alone: bool) -> bytes:
         """

@@ -108,7 +108,11 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         # Mounted under an application without an edge: its prefix is all that is known of the outer route.
         scope[semconv.SCOPE_MOUNT] = scope.get("root_path", "")[len(scope["app_root_path"]) :]
     record.identity = values[_IDENTITY_KEY] = who = Identity(final)
-    who.received = found
+    if not restarted:
+        who.received = found
+    elif record.caller_id is not None:
+        # Nothing else is made of what a caller that is not trusted sent.
+        who.received = {config.id_name: [record.caller_id.encode("ascii")]}
     tracer = config.tracer
     if tracer is None:
         return record, Context(values)
