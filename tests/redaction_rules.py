@@ -15,32 +15,68 @@ from otel_correlation.policy import sensitive
 CONFIGS = Path(__file__).parents[1] / "collector"
 MARK = "      # Written by `python -m tests.redaction_rules --write`, from otel_correlation/policy/sensitive.py:\n"
 _VALUE = r"""\[?(?:\\?"[^"]*"|'[^']*'|[^\s&"',;}]+)"""
+Trie = dict[str, "Trie"]
+
+
+def spelt_out(phrase: str) -> list[str]:
+    """
+    Return every text that a phrase of the list stands for: without its groups, alternatives and question marks.
+    """
+    if found := re.search(r"\(\?:([^()]*)\)(\?)?|([a-z])\?", phrase):
+        choices = (found[1].split("|") if found[1] is not None else [found[3]]) + ([""] if found[2] or found[3] else [])
+        return [
+            text for choice in choices for text in spelt_out(phrase[: found.start()] + choice + phrase[found.end() :])
+        ]
+    return [phrase]
+
+
+def any_of(*lists: tuple[str, ...]) -> str:
+    """
+    Return one expression for phrases, in which what begins alike is tried once: Go's takes a third of the time.
+    """
+    root: Trie = {}
+    for phrase in (text for phrases in lists for one in phrases for text in spelt_out(one)):
+        node = root
+        for part in re.findall(r"\[[^]]*\](?:\{\d+\})?|.", phrase):
+            node = node.setdefault("[^a-z0-9]?" if part == " " else part, {})
+        node[""] = {}
+    return _expression(root)
+
+
+def _expression(node: Trie) -> str:
+    parts = [part + _expression(node[part]) for part in sorted(node) if part]
+    if len(parts) < 2 and "" not in node:
+        return "".join(parts)
+    return f"(?:{'|'.join(parts)}){'?' if '' in node else ''}" if parts else ""
 
 
 def rules() -> dict[str, list[str]]:
     """
     Return the expressions of names under the processor's own keys.
     """
-    ends, words = sensitive.alternatives(sensitive.ENDS), sensitive.alternatives(sensitive.WORDS)
+    ends, words = any_of(sensitive.ENDS), any_of(sensitive.WORDS)
     pair = rf"""{sensitive.TAIL}\\?["']?\s*[:=]\s*{_VALUE}"""
-    any_of = sensitive.alternatives
     query = "|".join(
         (
             any_of(sensitive.QUERY_EXACT),
-            rf"(?:[a-z0-9_.%\[\]-]*[0-9_.%\[\]-])?(?:{any_of(sensitive.QUERY_LAST + sensitive.QUERY_WORDS)})",
-            rf"[a-z0-9_.%\[\]-]*(?:{any_of(sensitive.QUERY_ENDS)})",
+            rf"(?:[a-z0-9_.%\[\]-]*[0-9_.%\[\]-])?{any_of(sensitive.QUERY_LAST, sensitive.QUERY_WORDS)}",
+            rf"[a-z0-9_.%\[\]-]*{any_of(sensitive.QUERY_ENDS)}",
         )
     )
     return {
+        # Only right behind the secret's name: a key that is ignored has a value that nothing looks into.
         "ignored_key_patterns": [
-            f"(?i:{ends}).*{sensitive.MEASURED}",
-            f"(?:^|[^A-Za-z0-9])(?i:{words}).*{sensitive.MEASURED}",
+            rf"(?i){any_of(sensitive.ENDS, ('otp', 'pin'))}[._-]?{any_of(sensitive.MEASURES)}$",
         ],
-        "blocked_key_patterns": sensitive.key_patterns(),
+        "blocked_key_patterns": [
+            f"(?i:{ends}){sensitive.END}",
+            f"(?i:^|[^a-z0-9])(?i:{words}){sensitive.END}",
+        ],
+        # What stands before the name in the same word stays.
         "blocked_values": [
-            rf"(?i)\b[a-z0-9_.-]*(?:{ends}){pair}",
-            # A character before the name is taken along: looking for a place without one costs Go twice as much.
-            rf"(?i)(?:^|[^a-z0-9])(?:{words}){pair}",
+            rf"(?i){ends}{pair}",
+            # The character before the name is taken along: to look for a place without one costs Go twice as much.
+            rf"(?i)(?:^|[^a-z0-9]){words}{pair}",
             rf"""(?i)(?:^|[?&;])(?:{query})\]?(?:\[\w*\])?=[^\s&;"'<>]+""",
         ],
     }

