@@ -4,6 +4,18 @@ What is decided by rule: what is left out of spans, whose ids are continued, and
 
 from __future__ import annotations
 
+from otel_correlation.policy.bounds import (
+    BATCH_BYTES,
+    CUT,
+    DEFAULT,
+    LINE_FIELD,
+    LINE_MESSAGE,
+    LINES,
+    QUEUE_BYTES,
+    Bounds,
+    bounds_for,
+)
+from otel_correlation.policy.exceptions import scrubbed, scrubbed_stack, stack_of, text_of
 from otel_correlation.policy.outbound import ALL, Outbound, host_pattern, outbound_for
 from otel_correlation.policy.recording import (
     REDACTED,
@@ -17,12 +29,21 @@ from otel_correlation.policy.trust import NONE, Trust, peers, trust_for
 
 __all__ = [
     "ALL",
+    "BATCH_BYTES",
+    "CUT",
+    "DEFAULT",
+    "LINES",
+    "LINE_FIELD",
+    "LINE_MESSAGE",
     "NONE",
+    "QUEUE_BYTES",
     "REDACTED",
+    "Bounds",
     "HeaderCapture",
     "Outbound",
     "Patterns",
     "Trust",
+    "bounds_for",
     "hide_quoted",
     "host_pattern",
     "outbound_for",
@@ -30,5 +51,9 @@ __all__ = [
     "redact_query",
     "redact_url",
     "scrub",
+    "scrubbed",
+    "scrubbed_stack",
+    "stack_of",
+    "text_of",
     "trust_for",
 ]
