@@ -32,6 +32,7 @@ _NOTES: Final = 16
 
 
 _FRAME: Final = re.compile(r'^[ |+]*File "', re.MULTILINE)
+_MARK: Final = re.compile(r"\n\.\.\.\[cut from [0-9]+ characters\]\Z")
 _URL_END: Final = re.compile(r"[\s'\"<>]")
 
 
@@ -46,7 +47,13 @@ def scrubbed(text: str, limit: int, bounds: Bounds) -> str:
     elif length == limit and not bounds.marked:
         text = _without_open_url(text)  # the SDK may have cut it
     text = scrub(text)
-    return text if len(text) <= limit else text[: limit - len(mark)] + mark
+    if len(text) <= limit:
+        return text
+    # Hiding made it longer. A mark that it has from before is the right one.
+    before = _MARK.search(text)
+    if before is not None:
+        mark = before[0]
+    return text[: limit - len(mark)] + mark
 
 
 def scrubbed_stack(text: str, bounds: Bounds) -> str:
@@ -112,25 +119,26 @@ def _is_small(error: BaseException, trace: TracebackType | None) -> bool:
     """
     waiting: list[tuple[BaseException, TracebackType | None]] = [(error, trace)]
     seen: set[int] = set()
-    frames = 0
+    frames = exceptions = 0
     while waiting:
         found, at = waiting.pop()
-        if id(found) in seen:
-            continue
         seen.add(id(found))
-        if len(seen) > _EXCEPTIONS:
+        exceptions += 1
+        if exceptions > _EXCEPTIONS:
             return False
         while at is not None:
             frames += 1
             if frames > _FRAMES:
                 return False
             at = at.tb_next
-        behind = [found.__cause__, found.__context__]
+        behind = [
+            other for other in (found.__cause__, found.__context__) if other is not None and id(other) not in seen
+        ]
         if isinstance(found, BaseExceptionGroup):
             if len(found.exceptions) > _EXCEPTIONS:
                 return False
-            behind += found.exceptions
-        waiting += [(other, other.__traceback__) for other in behind if other is not None]
+            behind += found.exceptions  # each as often as it is there, as Python does
+        waiting += [(other, other.__traceback__) for other in behind]
     return True
 
 
