@@ -377,7 +377,9 @@ def _keep_foreign_provider(provider: Any) -> None:
     Leave a provider that is not ours as it is; its spans get the request id, and it is flushed where the process ends.
     """
     if isinstance(provider, TracerProvider):
-        provider.add_span_processor(export.SpanPipeline([]))
+        limits = getattr(provider, "_span_limits", None)
+        length = getattr(limits, "max_attribute_length", None)
+        provider.add_span_processor(export.SpanPipeline([], attribute_length=length))
         _state.foreign = provider
 
 
@@ -485,11 +487,12 @@ def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -
         _state.pending.append("The application's own tracer provider is kept, with its sampler and its exporters")
         return
     sampler = sampling.from_settings(settings) or sdk_configuration._import_sampler(settings.sampler)
+    limits = SpanLimits()
     provider = TracerProvider(
         sampler=sampler or sampling.RatioSampler(1.0),
         resource=resource,
         id_generator=_id_generator(problems),
-        span_limits=SpanLimits(),
+        span_limits=limits,
         shutdown_on_exit=False,
     )
     pipeline = export.SpanPipeline(
@@ -497,6 +500,8 @@ def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -
         schedule_delay_ms=settings.schedule_delay_ms,
         max_queue_size=settings.max_queue_size,
         max_batch_size=settings.max_batch_size,
+        queue_bytes=settings.queue_bytes,
+        attribute_length=limits.max_attribute_length,
         translate=export.with_old_names if settings.semconv_dup else None,
     )
     provider.add_span_processor(pipeline)

@@ -89,6 +89,7 @@ class Settings:
         schedule_delay_ms: Longest time that a span waits for its batch (``OTEL_BSP_SCHEDULE_DELAY``).
         max_queue_size: Spans held at most (``OTEL_BSP_MAX_QUEUE_SIZE``).
         max_batch_size: Spans sent at once (``OTEL_BSP_MAX_EXPORT_BATCH_SIZE``).
+        queue_bytes: Estimated bytes of spans held at most, and of log records (``OTEL_CORRELATION_QUEUE_BYTES``).
         log_correlation: Whether records get ``otelTraceID`` and its siblings, too (``OTEL_PYTHON_LOG_CORRELATION``).
         semconv_dup: Whether spans carry the old HTTP names as well (``OTEL_SEMCONV_STABILITY_OPT_IN=http/dup``).
         capture_server_request: Request headers to capture on SERVER spans (names or regular expressions).
@@ -142,6 +143,7 @@ class Settings:
     schedule_delay_ms: int = 500
     max_queue_size: int = 2048
     max_batch_size: int = 512
+    queue_bytes: int = policy.QUEUE_BYTES
     log_correlation: bool = False
     semconv_dup: bool = False
     capture_server_request: tuple[str, ...] = ()
@@ -612,6 +614,7 @@ def from_environment(
         schedule_delay_ms=env.integer("OTEL_BSP_SCHEDULE_DELAY", 500, least=0),
         max_queue_size=queue_size,
         max_batch_size=batch_size,
+        queue_bytes=env.integer(semconv.OTEL_CORRELATION_QUEUE_BYTES, policy.QUEUE_BYTES),
         log_correlation=env.boolean("OTEL_PYTHON_LOG_CORRELATION", default=False),
         semconv_dup="http/dup" in opt_in,
         capture_server_request=env.names(captured + "SERVER_REQUEST"),

@@ -9,7 +9,6 @@ span.
 from __future__ import annotations
 
 import threading
-import traceback
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -27,7 +26,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
-from otel_correlation.policy import scrub
+from otel_correlation.policy import DEFAULT, bounds_for, scrubbed, stack_of, text_of
 from otel_correlation.sampling import RatioSampler, without_threshold
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import TracerProvider
     from opentelemetry.util.types import AnyValue, Attributes
+
+    from otel_correlation.policy import Bounds
 
     Lazy = dict[str, Any] | Callable[[], dict[str, Any]]
 
@@ -185,7 +186,7 @@ class LightSpan(Span):
         """
         Record an exception as a span event.
         """
-        values = exception_event(exception)
+        values = exception_event(exception, bounds=bounds_for(self._owner.limits.max_attribute_length))
         values["exception.escaped"] = str(escaped)
         self.add_event("exception", {**values, **(attributes or {})}, timestamp)
 
@@ -209,27 +210,22 @@ def class_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def exception_event(error: BaseException, trace: TracebackType | None = None) -> dict[str, Any]:
+def exception_event(
+    error: BaseException, trace: TracebackType | None = None, *, bounds: Bounds = DEFAULT
+) -> dict[str, Any]:
     """
     Return the attributes of an ``exception`` event (semantic conventions, exceptions on spans).
 
     Args:
         error: The exception.
         trace: Its traceback, where the exception itself has lost it.
+        bounds: How long its texts may be.
     """
-    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
     return {
         exception_attributes.EXCEPTION_TYPE: class_name(type(error)),
-        exception_attributes.EXCEPTION_MESSAGE: scrub(_text(error)),
-        exception_attributes.EXCEPTION_STACKTRACE: scrub("".join(lines)),
+        exception_attributes.EXCEPTION_MESSAGE: scrubbed(text_of(error), bounds.message, bounds),
+        exception_attributes.EXCEPTION_STACKTRACE: stack_of(error, trace or error.__traceback__, bounds),
     }
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - somebody's __str__
-        return "<no text: __str__ failed>"
 
 
 class Tracer:
@@ -240,6 +236,9 @@ class Tracer:
         scope: Name of the instrumentation scope.
         provider: The provider to use; the global one, asked again for each span, if None.
         version: Version of the scope.
+
+    Attributes:
+        bounds: How long the values of attributes may be, by the provider's limits.
     """
 
     def __init__(self, scope: str, provider: TracerProvider | None = None, *, version: str = __version__) -> None:
@@ -255,6 +254,7 @@ class Tracer:
         self._sampler: RatioSampler | None = None
         self._new_trace_id: Callable[[], int] = random_trace_id
         self.limits: Any = None
+        self.bounds = DEFAULT
         self.room = 0
         self.processor: Any = None
         self.on_end: Callable[[Any], None] = _drop
@@ -274,6 +274,7 @@ class Tracer:
         self._sampler = None
         self.processor = None
         self._sdk = None
+        self.bounds = DEFAULT
         self._new_trace_id = random_trace_id
         self._tracer = provider.get_tracer(self._name, self._version, SCHEMA_URL)
         self._provider = provider
@@ -291,6 +292,7 @@ class Tracer:
         self._sdk = tracer
         self.processor = multi = tracer.span_processor
         self.limits = tracer._span_limits
+        self.bounds = bounds_for(self.limits.max_span_attribute_length)
         self.scope = tracer._instrumentation_scope
         self._seen_sampler = tracer.sampler
         self._processors = processors = multi._span_processors
@@ -400,13 +402,13 @@ class Tracer:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 
-def _tells_of(event: Any, values: Mapping[str, Any], limit: int | None) -> bool:
+def _tells_of(event: Any, values: Mapping[str, Any], bounds: Bounds) -> bool:
     held: Mapping[str, Any] = event.attributes or {}
     if held.get(exception_attributes.EXCEPTION_TYPE) != values[exception_attributes.EXCEPTION_TYPE]:
         return False
     text, told = str(held.get(exception_attributes.EXCEPTION_MESSAGE)), values[exception_attributes.EXCEPTION_MESSAGE]
     # The SDK's own span has the text unscrubbed until it ends, and cut where there is a limit.
-    return bool(scrub(text) == told or (len(text) == limit and told.startswith(scrub(text))))
+    return bool(scrubbed(text, bounds.message, bounds) == told)
 
 
 def _drop(span: Any) -> None:
@@ -427,9 +429,9 @@ def record_exception(
     """
     if not span.is_recording():
         return
-    values = exception_event(error, trace)
-    limit = getattr(getattr(span, "_limits", None), "max_attribute_length", None)
-    if not any(_tells_of(event, values, limit) for event in getattr(span, "events", ())):
+    bounds = bounds_for(getattr(getattr(span, "_limits", None), "max_attribute_length", None))
+    values = exception_event(error, trace, bounds=bounds)
+    if not any(_tells_of(event, values, bounds) for event in getattr(span, "events", ())):
         span.add_event("exception", values)
     span.set_attribute("error.type", error_type or cast("str", values[exception_attributes.EXCEPTION_TYPE]))
     span.set_status(StatusCode.ERROR)

@@ -18,6 +18,7 @@ from opentelemetry.trace.propagation import set_span_in_context
 from otel_correlation._version import __version__
 from otel_correlation.edge import _threads
 from otel_correlation.edge._record import error_type
+from otel_correlation.policy import DEFAULT
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -70,7 +71,7 @@ class ServerMetrics:
         self._active.add(-1, common)
         values: dict[str, Any] = {
             **common,
-            network_attributes.NETWORK_PROTOCOL_VERSION: scope.get("http_version", "1.1"),
+            network_attributes.NETWORK_PROTOCOL_VERSION: DEFAULT.cut(scope.get("http_version", "1.1"), DEFAULT.scheme),
         }
         if route := record.route:
             values[http_attributes.HTTP_ROUTE] = route
@@ -86,5 +87,5 @@ class ServerMetrics:
 def _common(record: Record, scope: MutableMapping[str, Any]) -> dict[str, Any]:
     return {
         http_attributes.HTTP_REQUEST_METHOD: "_OTHER" if record.name == "HTTP" else record.name,
-        url_attributes.URL_SCHEME: scope.get("scheme", "http"),
+        url_attributes.URL_SCHEME: DEFAULT.cut(scope.get("scheme", "http"), DEFAULT.scheme),
     }

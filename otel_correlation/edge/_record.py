@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 from otel_correlation import guard, logs, semconv
 from otel_correlation.edge._validation import describe
 from otel_correlation.identity import detach
-from otel_correlation.policy import FORWARDING, redact_query
+from otel_correlation.policy import CUT, DEFAULT, FORWARDING, redact_query
 from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from otel_correlation.identity import Identity
-    from otel_correlation.policy import HeaderCapture, Patterns, Trust
+    from otel_correlation.policy import Bounds, HeaderCapture, Patterns, Trust
     from otel_correlation.settings import Settings
     from otel_correlation.tracer import Tracer
 
@@ -66,7 +66,6 @@ _GONE: Final = "client_disconnected"
 _ENDED: Final = (CancelledError, GeneratorExit, KeyboardInterrupt)
 _INVALID_FIELD: Final = "validation_errors"
 _ERROR_FIELD: Final = "error_type"
-_MAX_HOST: Final = 255  # RFC 1035; a longer one is not remembered
 
 
 @dataclass(slots=True)
@@ -168,7 +167,7 @@ class Record:
     Attributes:
         config: What this application's edge does.
         identity: The request's ids.
-        method: The method as received.
+        method: The method as received; cut if it is longer than any method is.
         name: The method as span names show it.
         span: The SERVER span; None where none is made.
         recording: The same, where somebody will see it.
@@ -204,8 +203,11 @@ class Record:
 
     def __init__(self, config: ServerConfig, method: str) -> None:
         self.config = config
-        self.method = method
-        self.name = self._span_name = method if method in _METHODS else _span_method(method)
+        if method in _METHODS:
+            self.method = self.name = self._span_name = method
+        else:
+            self.method = DEFAULT.cut(method, DEFAULT.method)
+            self.name = self._span_name = _span_method(self.method)
         self.start_time = time_ns()
         self.started_ns = perf_counter_ns()
 
@@ -227,6 +229,8 @@ class Record:
         """
         Take the route's template, as soon as it is known, for the span's name; a name that user code chose stays.
         """
+        if len(route) > DEFAULT.path:  # what a mount matched may be the caller's
+            route = DEFAULT.cut(route, DEFAULT.path)
         self._route = route
         span = self.recording
         if span is not None:
@@ -260,13 +264,18 @@ def collect(
         read: Those of them that we read.
     """
     config = record.config
+    bounds = DEFAULT if config.tracer is None else config.tracer.bounds
     method = record.method
     scheme = scope.get("scheme", "http")
+    path = scope.get("path", "")
+    version = scope.get("http_version", "1.1")
     values: dict[str, Any] = {
         http_attributes.HTTP_REQUEST_METHOD: method,
-        url_attributes.URL_SCHEME: scheme,
-        url_attributes.URL_PATH: scope.get("path", ""),
-        network_attributes.NETWORK_PROTOCOL_VERSION: scope.get("http_version", "1.1"),
+        url_attributes.URL_SCHEME: scheme if len(scheme) <= bounds.scheme else bounds.cut(scheme, bounds.scheme),
+        url_attributes.URL_PATH: path if len(path) <= bounds.path else bounds.cut(path, bounds.path),
+        network_attributes.NETWORK_PROTOCOL_VERSION: (
+            version if len(version) <= bounds.scheme else bounds.cut(version, bounds.scheme)
+        ),
     }
     if method not in _METHODS:
         known = sanitize_method(method)
@@ -275,11 +284,10 @@ def collect(
             values[http_attributes.HTTP_REQUEST_METHOD_ORIGINAL] = method
     query = scope.get("query_string")
     if query:
-        text = query.decode("latin-1") if isinstance(query, bytes) else str(query)
-        values[url_attributes.URL_QUERY] = redact_query(text, config.settings.query_values)
+        values[url_attributes.URL_QUERY] = _shown_query(query, config.settings.query_values, bounds)
     client = scope.get("client")
     if client:
-        values[client_attributes.CLIENT_ADDRESS] = client[0]
+        values[client_attributes.CLIENT_ADDRESS] = bounds.cut(client[0], bounds.address)
         if client[1]:
             values[client_attributes.CLIENT_PORT] = client[1]
     host = None
@@ -287,10 +295,16 @@ def collect(
         if name == b"host":
             host = value
         elif name == b"user-agent":
-            values[user_agent_attributes.USER_AGENT_ORIGINAL] = value.decode("latin-1")
+            values[user_agent_attributes.USER_AGENT_ORIGINAL] = (
+                value.decode("latin-1") if len(value) <= bounds.user_agent else bounds.decode(value, bounds.user_agent)
+            )
     if host:
-        parse = _authority if len(host) <= _MAX_HOST else _authority.__wrapped__
-        address, port = parse(host)
+        if len(host) <= DEFAULT.address:
+            address, port = _authority(host)
+        elif len(host) <= bounds.address:
+            address, port = _authority.__wrapped__(host)
+        else:
+            address, port = bounds.decode(host, bounds.address), None
         values[server_attributes.SERVER_ADDRESS] = address
         values[server_attributes.SERVER_PORT] = port or (443 if scheme in ("https", "wss") else 80)
     elif server := scope.get("server"):
@@ -299,7 +313,7 @@ def collect(
             values[server_attributes.SERVER_PORT] = server[1]
     if config.request_headers is not None:
         # A refused value must not come back by this way.
-        values.update(config.request_headers.attributes(scope["headers"] if record.refused else received))
+        values.update(config.request_headers.attributes(scope["headers"] if record.refused else received, bounds))
     if record.reused:
         values[semconv.REUSED_REQUEST_ID] = True
     if record.refused:
@@ -309,6 +323,22 @@ def collect(
     if record.forced:
         values[semconv.FORCED] = True
     return values
+
+
+def _shown_query(query: bytes | str, mode: str, bounds: Bounds) -> str:
+    """
+    Return a query without the values that must not be recorded; it is cut before they are looked for.
+    """
+    limit = bounds.query
+    length = len(query)
+    if length <= limit:
+        text = redact_query(query.decode("latin-1") if isinstance(query, bytes) else str(query), mode)
+        return text if len(text) <= limit else bounds.cut(text, limit)
+    mark = f"{CUT}{length} bytes]" if bounds.marked else ""
+    head = query[: limit - len(mark)]
+    text = redact_query(head.decode("latin-1") if isinstance(head, bytes) else str(head), mode)
+    # The mark comes last: in a value that is hidden it would be hidden, too.
+    return text[: limit - len(mark)] + mark
 
 
 @lru_cache(maxsize=256)
@@ -365,7 +395,10 @@ def finish(record: Record, scope: Scope) -> None:
     if record.error is not None or record.answered is not None:
         # Where a handler answered, and the trace is not sampled, nothing else says it.
         extra[_ERROR_FIELD] = error_type(record)
-    logs.summary(record.method, record.route, scope.get("path", ""), shown, elapsed_ns / 1e6, extra=extra)
+    path = scope.get("path", "")
+    if len(path) > DEFAULT.path:
+        path = DEFAULT.cut(path, DEFAULT.path)
+    logs.summary(record.method, record.route, path, shown, elapsed_ns / 1e6, extra=extra)
 
 
 def _look_at_handled(record: Record, handled: tuple[BaseException, TracebackType | None]) -> None:

@@ -11,6 +11,7 @@ from opentelemetry.instrumentation.propagators import get_global_response_propag
 from opentelemetry.propagators.textmap import Setter
 
 from otel_correlation import guard, propagators
+from otel_correlation.policy import DEFAULT
 
 if TYPE_CHECKING:
     from otel_correlation.edge._record import Message, Record, ServerConfig
@@ -58,7 +59,8 @@ def with_ids(record: Record, message: Message) -> Message:
         except Exception:  # noqa: BLE001 - somebody else's code
             guard.report("edge.response_propagator")
     if config.response_headers is not None and record.recording is not None:
-        for key, values in config.response_headers.attributes(message["headers"]).items():
+        bounds = DEFAULT if config.tracer is None else config.tracer.bounds
+        for key, values in config.response_headers.attributes(message["headers"], bounds).items():
             record.recording.set_attribute(key, values)
     return message
 

@@ -56,7 +56,7 @@ def _part(part: object, known: frozenset[str]) -> str:
         # What pydantic calls a member of a union: list[int], function-after[check(), str].
         head, bracket, _ = part.partition("[")
         if bracket and head in known:
-            return head
+            return head[:_LENGTH]
     return "*"
 
 

@@ -24,7 +24,8 @@ from opentelemetry.trace import Status
 
 from otel_correlation import guard, identity
 from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter
-from otel_correlation.policy import scrub
+from otel_correlation.export.sizes import record_bytes, span_bytes
+from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
 from otel_correlation.semconv import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -37,13 +38,18 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from otel_correlation.export.sending import Kind, Sender
+    from otel_correlation.policy import Bounds
 
 T = TypeVar("T")
 
 # Longest time that an exit waits for the collector: below the 10 s after which `docker stop` kills.
 EXIT_BUDGET_S: Final = 5.0
 
-_EXCEPTION_TEXTS: Final = (exception_attributes.EXCEPTION_MESSAGE, exception_attributes.EXCEPTION_STACKTRACE)
+_FULL: Final = "The queue of %d %s is full; the newest are dropped until it drains. Reported at most once a minute."
+_FULL_OF_BYTES: Final = (
+    "The queue of %d bytes of %s is full; the newest are dropped until it drains. OTEL_CORRELATION_QUEUE_BYTES bounds "
+    "it. Reported at most once a minute."
+)
 
 _here = threading.local()
 
@@ -66,6 +72,8 @@ class Batcher(Generic[T]):
         max_queue_size: Items held at most, besides the batch that is being exported; the newest are dropped.
         max_batch_size: Items exported at once.
         sender: The part of the exporter that can be told to hurry and to stop, if it has one.
+        queue_bytes: Bytes held at most, with the batch that is being exported; the newest are dropped.
+        size_of: Estimates the bytes of an item; called once for each. Without it, items count as empty.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class Batcher(Generic[T]):
         max_queue_size: int,
         max_batch_size: int,
         sender: Sender | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        size_of: Callable[[T], int] = lambda _item: 0,
     ) -> None:
         self.kind: Kind = kind
         self._export = export
@@ -87,12 +97,21 @@ class Batcher(Generic[T]):
         self._wake_at = max_batch_size if delay_ms else 1
         self._room = max_queue_size
         self.room: Final = max_queue_size
+        self._room_bytes = queue_bytes
+        # A queue that is smaller than two batches is emptied before it is full, too.
+        self._batch_bytes = min(BATCH_BYTES, max(queue_bytes // 2, 1))
+        self._size_of = size_of
         self._closing = False
         self._clear()
         _batchers.add(self)
 
     def _clear(self) -> None:
-        self._queue: deque[T] = deque()
+        # Each with its size, so that what is taken off the account is what was put on it.
+        self._queue: deque[tuple[T, int]] = deque()
+        # Only ever changed by one "+=" or "-=" of a number that was ready before: CPython switches threads, and calls a
+        # signal's handler, between no two instructions of that. So it is exact without a lock, which a handler that
+        # logs would meet again.
+        self._held = 0
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._wake = threading.Event()
@@ -112,8 +131,14 @@ class Batcher(Generic[T]):
         if length >= self._room:
             self._drop()
             return
-        queue.append(item)
-        if length + 1 >= self._wake_at and not self._awake:
+        size = self._size_of(item)
+        held = self._held + size
+        if held > self._room_bytes:
+            self._drop(of_bytes=True)
+            return
+        self._held += size
+        queue.append((item, size))
+        if (length + 1 >= self._wake_at or held >= self._batch_bytes) and not self._awake:
             self._awake = True
             self._wake.set()
         if self._thread is None:
@@ -166,6 +191,12 @@ class Batcher(Generic[T]):
         """
         return len(self._queue)
 
+    def held_bytes(self) -> int:
+        """
+        Return the estimated bytes of what is queued or being exported.
+        """
+        return self._held
+
     def pending(self) -> int:
         """
         Return how many items are queued or being exported.
@@ -201,6 +232,7 @@ class Batcher(Generic[T]):
         self._wake.set()
         left = self.pending()
         self._queue.clear()
+        self._held = 0
         if left:
             guard.count(f"{self.kind}.dropped.shutdown", left)
         if self._sender is not None:
@@ -216,18 +248,20 @@ class Batcher(Generic[T]):
         if self._sender is not None:
             self._sender.after_fork()
 
-    def _drop(self) -> None:
+    def _drop(self, *, of_bytes: bool = False) -> None:
         if self._closing:
             guard.count(f"{self.kind}.dropped.after_shutdown")
             return
-        guard.count(f"{self.kind}.dropped.queue_full")
-        if not self.is_quiet():
-            guard.warn_seldom(
-                f"export.queue_full.{self.kind}",
-                "The queue of %d %s is full; the newest are dropped until it drains. Reported at most once a minute.",
-                self._room,
-                self.kind,
-            )
+        if of_bytes:
+            guard.count(f"{self.kind}.dropped.queue_bytes")
+        else:
+            guard.count(f"{self.kind}.dropped.queue_full")
+        if self.is_quiet():
+            return
+        if of_bytes:
+            guard.warn_seldom(f"export.queue_bytes.{self.kind}", _FULL_OF_BYTES, self._room_bytes, self.kind)
+        else:
+            guard.warn_seldom(f"export.queue_full.{self.kind}", _FULL, self._room, self.kind)
 
     def _start(self) -> bool:
         # Not waited for: another thread is starting it, or this one was interrupted in here by a signal handler.
@@ -260,7 +294,13 @@ class Batcher(Generic[T]):
             self._wake.clear()
             self._awake = False
             wanted = self._wanted
-            everything = wanted != self._done or self._closing or self._wake_at == 1 or time.monotonic() >= due
+            everything = (
+                wanted != self._done
+                or self._closing
+                or self._wake_at == 1
+                or self._held >= self._batch_bytes
+                or time.monotonic() >= due
+            )
             if everything:
                 due = time.monotonic() + self._delay_s
             self._drain(everything=everything)
@@ -292,8 +332,9 @@ class Batcher(Generic[T]):
             while left > 0 and queue:
                 # Said before anything is taken, so that a flush never sees an empty queue and nothing in flight.
                 self._in_flight = min(size, left, len(queue))
-                batch = self._take(self._in_flight)
-                left -= self._in_flight
+                batch, held = self._take(self._in_flight)
+                self._in_flight = len(batch)
+                left -= len(batch)
                 self.handed_over += len(batch)
                 try:
                     self._export(batch)
@@ -304,18 +345,28 @@ class Batcher(Generic[T]):
                     guard.report(f"export.{self.kind}")
                 finally:
                     self._in_flight = 0
+                    self._held -= held
         finally:
             _here.exporting = False
             detach(token)
 
-    def _take(self, count: int) -> list[T]:
+    def _take(self, count: int) -> tuple[list[T], int]:
+        """
+        Return the oldest items, as many as one request may hold but at least one, and their bytes.
+        """
+        queue = self._queue
         batch: list[T] = []
+        held = 0
         try:
-            for _ in range(count):
-                batch.append(self._queue.popleft())  # noqa: PERF401 - what was taken must stay
+            while len(batch) < count:
+                size = queue[0][1]
+                if batch and held + size > self._batch_bytes:
+                    break
+                batch.append(queue.popleft()[0])
+                held += size
         except IndexError:  # a shutdown that ran out of time has emptied the queue
-            return batch
-        return batch
+            return batch, held
+        return batch, held
 
 
 _batchers: Final[weakref.WeakSet[Batcher[Any]]] = weakref.WeakSet()
@@ -392,6 +443,8 @@ class SpanPipeline(SpanProcessor):
         schedule_delay_ms: Longest time that a span waits for its batch.
         max_queue_size: Spans held at most for each exporter.
         max_batch_size: Spans exported at once.
+        queue_bytes: Estimated bytes of spans held at most for each exporter.
+        attribute_length: The SDK's limit of an attribute's length, where one is set: exception texts keep to it.
         translate: Applied to each span on the exporting thread, for example ``old_names.with_old_names``.
     """
 
@@ -405,6 +458,8 @@ class SpanPipeline(SpanProcessor):
         schedule_delay_ms: int = 500,
         max_queue_size: int = 2048,
         max_batch_size: int = 512,
+        queue_bytes: int = QUEUE_BYTES,
+        attribute_length: int | None = None,
         translate: Callable[[ReadableSpan], ReadableSpan] | None = None,
     ) -> None:
         self._exporters = tuple(exporters)
@@ -416,10 +471,13 @@ class SpanPipeline(SpanProcessor):
                 max_queue_size=max_queue_size,
                 max_batch_size=min(max_batch_size, max_queue_size),
                 sender=exporter.sender if isinstance(exporter, HttpSpanExporter) else None,
+                queue_bytes=queue_bytes,
+                size_of=span_bytes,
             )
             for exporter in self._exporters
         )
         self._put = _put_to(self.batchers)
+        self._bounds = bounds_for(attribute_length)
 
     @staticmethod
     def _exporting(
@@ -450,7 +508,7 @@ class SpanPipeline(SpanProcessor):
         if context is not None and context.trace_flags & 1:
             if span._events or span._status.description:
                 with guard.never_raise("export.scrub"):
-                    _scrub(span)
+                    _scrub(span, self._bounds)
             self._put(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -466,18 +524,22 @@ class SpanPipeline(SpanProcessor):
         _shutdown(self.batchers, self._exporters)
 
 
-def _scrub(span: ReadableSpan) -> None:
+def _scrub(span: ReadableSpan, bounds: Bounds) -> None:
     """
-    Take what a user sent out of the exception texts of a span that another instrumentation made.
+    Cut the exception texts of a span that another instrumentation made, and take what a user sent out of them.
     """
     status = span._status
-    if status.description and (text := scrub(status.description)) != status.description:
+    if status.description and (text := scrubbed(status.description, bounds.message, bounds)) != status.description:
         span._status = Status(status.status_code, text)
     for event in span._events:
         held = event.attributes
         if event.name != "exception" or not held:
             continue
-        texts = {key: scrub(value) for key, value in held.items() if key in _EXCEPTION_TEXTS and isinstance(value, str)}
+        texts: dict[str, str] = {}
+        if isinstance(message := held.get(exception_attributes.EXCEPTION_MESSAGE), str):
+            texts[exception_attributes.EXCEPTION_MESSAGE] = scrubbed(message, bounds.message, bounds)
+        if isinstance(stack := held.get(exception_attributes.EXCEPTION_STACKTRACE), str):
+            texts[exception_attributes.EXCEPTION_STACKTRACE] = scrubbed_stack(stack, bounds)
         if any(text != held[key] for key, text in texts.items()):
             cleaned = BoundedAttributes(attributes={**held, **texts})
             cleaned.dropped = event.dropped_attributes
@@ -493,6 +555,7 @@ class LogPipeline(LogRecordProcessor):
         schedule_delay_ms: Longest time that a record waits for its batch.
         max_queue_size: Records held at most for each exporter.
         max_batch_size: Records exported at once.
+        queue_bytes: Estimated bytes of records held at most for each exporter.
     """
 
     def __init__(
@@ -502,6 +565,7 @@ class LogPipeline(LogRecordProcessor):
         schedule_delay_ms: int = 500,
         max_queue_size: int = 2048,
         max_batch_size: int = 512,
+        queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         self._exporters = tuple(exporters)
         self.batchers: tuple[Batcher[Any], ...] = tuple(
@@ -512,6 +576,8 @@ class LogPipeline(LogRecordProcessor):
                 max_queue_size=max_queue_size,
                 max_batch_size=min(max_batch_size, max_queue_size),
                 sender=exporter.sender if isinstance(exporter, HttpLogExporter) else None,
+                queue_bytes=queue_bytes,
+                size_of=record_bytes,
             )
             for exporter in self._exporters
         )

@@ -433,4 +433,5 @@ def log_pipeline(settings: Settings, problems: list[str]) -> LogPipeline:
         schedule_delay_ms=_positive("OTEL_BLRP_SCHEDULE_DELAY", settings.schedule_delay_ms, problems, least=0),
         max_queue_size=_positive("OTEL_BLRP_MAX_QUEUE_SIZE", 2048, problems),
         max_batch_size=_positive("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", 512, problems),
+        queue_bytes=settings.queue_bytes,
     )

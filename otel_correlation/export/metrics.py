@@ -31,7 +31,11 @@ EVENTS: Final = "otel_correlation.events"
 REASON: Final = "otel_correlation.reason"
 
 # Dropped before the exporter saw it; the conventions prescribe the values of error.type.
-_BY_PROCESSOR: Final = {"queue_full": "queue_full", "after_shutdown": "already_shutdown"}
+_BY_PROCESSOR: Final = {
+    "queue_full": "queue_full",
+    "queue_bytes": "queue_bytes",
+    "after_shutdown": "already_shutdown",
+}
 # What the conventions call by another name than stats() does.
 _RENAMED: Final = {"rejected_by_collector": "rejected"}
 

@@ -9,18 +9,30 @@ import logging
 import re
 import sys
 import time
-import traceback
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
 from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, is_warning, may_quote, seams
-from otel_correlation.policy import hide_quoted, redact_query, scrub
+from otel_correlation.policy import (
+    CUT,
+    DEFAULT,
+    LINE_FIELD,
+    LINE_MESSAGE,
+    LINES,
+    hide_quoted,
+    redact_query,
+    scrubbed,
+    scrubbed_stack,
+    stack_of,
+)
 from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from otel_correlation.logs.presets import Names
+    from otel_correlation.policy import Bounds
 
 # What logging itself puts on a record (taskName from Python 3.12 on), and what uvicorn adds for its own formatter.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
@@ -52,63 +64,75 @@ _NODES: Final = 16_384
 
 def exception_text(
     exc_info: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    bounds: Bounds = LINES,
 ) -> str:
     """
     Return the traceback of ``exc_info`` as every output shows it; never raises.
     """
     kind, error, trace = exc_info
-    if kind is None:
+    if kind is None or error is None:
         return ""
     try:
-        return scrub("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+        return stack_of(error, trace, bounds).rstrip("\n")
     except Exception:  # noqa: BLE001 - an exception whose own text raises
         return f"{kind.__module__}.{kind.__qualname__} (its text could not be made)"
 
 
-def message_of(record: logging.LogRecord, query_values: str = "sensitive") -> str:
+def message_of(
+    record: logging.LogRecord, query_values: str = "sensitive", limit: int = LINE_MESSAGE, bounds: Bounds = LINES
+) -> str:
     """
     Return the message of ``record``; arguments that do not fit it are shown beside it instead of raising.
 
     Args:
         record: The record.
         query_values: Which query values stay in uvicorn's lines about requests, as in ``Settings.query_values``.
+        limit: How many characters are kept.
+        bounds: How the rest is cut.
     """
     event = event_of(record)
     if event is not None:
-        return text_of(next((event[name] for name in _EVENT_TEXT if name in event), ""))
+        return bounds.cut(text_of(next((event[name] for name in _EVENT_TEXT if name in event), "")), limit)
     try:
         if record.name in _SERVER_LOGGERS and isinstance(record.args, tuple) and record.args:
-            return str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
+            message = str(record.msg) % tuple(_without_values(argument, query_values) for argument in record.args)
+            return message if len(message) <= limit else bounds.cut(message, limit)
         message = record.getMessage()
-        return hide_quoted(message) if may_quote(record) else message
     except Exception as error:  # noqa: BLE001 - user's __str__, or a template that its arguments do not fit
-        return f"{text_of(record.msg)} (arguments {text_of(record.args)} do not fit: {type(error).__name__})"
+        template, arguments = bounds.cut(text_of(record.msg), limit // 2), bounds.cut(text_of(record.args), limit // 2)
+        return f"{template} (arguments {arguments} do not fit: {type(error).__name__})"
+    # It is cut before anybody looks for what it quotes.
+    if len(message) > limit:
+        message = bounds.cut(message, limit)
+    return hide_quoted(message) if may_quote(record) else message
 
 
 def _without_values(argument: object, query_values: str) -> object:
     if not isinstance(argument, str) or "?" not in argument:
         return argument
     path, _, query = argument.partition("?")
-    return f"{path}?{redact_query(query, query_values)}"
+    cut = len(query) - DEFAULT.query
+    shown = redact_query(query if cut <= 0 else query[: DEFAULT.query], query_values)
+    return f"{path}?{shown}" if cut <= 0 else f"{path}?{shown}{CUT}{len(query)} characters]"
 
 
-def record_exception(record: logging.LogRecord) -> str:
+def record_exception(record: logging.LogRecord, bounds: Bounds = LINES) -> str:
     """
     Return the traceback that belongs to ``record``, or an empty text.
     """
     exc_info = exc_info_of(record)
     if exc_info is not None:
-        return exception_text(exc_info)
+        return exception_text(exc_info, bounds)
     event = event_of(record)
     if event is not None and isinstance(event.get("exception"), str):
-        return scrub(event["exception"])
+        return scrubbed_stack(event["exception"], bounds)
     # A record that went through a queue or a socket has only the text.
-    return scrub(record.exc_text) if record.exc_text else ""
+    return scrubbed_stack(record.exc_text, bounds) if record.exc_text else ""
 
 
-def extras_of(record: logging.LogRecord) -> dict[str, Any]:
+def extras_of(record: logging.LogRecord, limit: int = LINE_FIELD, bounds: Bounds = LINES) -> dict[str, Any]:
     """
-    Return what ``extra`` and ``bind`` put on ``record``, in their order.
+    Return what ``extra`` and ``bind`` put on ``record``, in their order; texts of at most ``limit`` characters.
     """
     found = {str(name): value for name, value in list(record.__dict__.items()) if name not in _NOT_EXTRA}
     if "_name" in found and (event := event_of(record)) is not None:
@@ -121,10 +145,14 @@ def extras_of(record: logging.LogRecord) -> dict[str, Any]:
         del found["extra"]
         ours = seams.names.id_keys.union(seams.names.tags)
         found = {str(name): value for name, value in nested.items() if name not in ours} | found
-    if found and is_warning(record):
+    if found:
+        quotes = is_warning(record)
         for name, value in found.items():
-            if isinstance(value, str) and len(value) >= SHORTEST_QUOTE:
-                found[name] = hide_quoted(value)
+            if isinstance(value, str):
+                shown = value if len(value) <= limit else bounds.cut(value, limit)
+                if quotes and len(shown) >= SHORTEST_QUOTE:
+                    shown = hide_quoted(shown)
+                found[name] = shown
     return found
 
 
@@ -187,7 +215,7 @@ def field_text(value: object) -> str:
     Return the text of a field's value; that of an exception, or of what holds one, is without what a user sent.
     """
     text = text_of(value)
-    return text if len(text) < SHORTEST_QUOTE or isinstance(value, str) else scrub(text)
+    return text if len(text) < SHORTEST_QUOTE or isinstance(value, str) else scrubbed(text, LINE_FIELD, LINES)
 
 
 def plain(value: object, depth: int = _DEPTH, left: list[int] | None = None) -> Any:
@@ -207,11 +235,11 @@ def plain(value: object, depth: int = _DEPTH, left: list[int] | None = None) -> 
     if depth > 0 and left[0] > 0:
         try:
             if isinstance(value, dict):
-                pairs = list(value.items())[:_ITEMS]
+                pairs = list(islice(value.items(), _ITEMS))
                 left[0] -= len(pairs)
                 return {text_of(key): plain(item, depth - 1, left) for key, item in pairs}
             if isinstance(value, list | tuple | set | frozenset):
-                items = list(value)[:_ITEMS]
+                items = list(islice(value, _ITEMS))
                 left[0] -= len(items)
                 return [plain(item, depth - 1, left) for item in items]
         except Exception:  # noqa: BLE001 - changed by another thread meanwhile, or a strange subclass
@@ -309,7 +337,7 @@ class JsonLines(logging.Formatter):
             if names.error is not None and exc_info is not None:
                 kind, text = names.error
                 line[kind] = class_name(exc_info[0])
-                line[text] = scrub(text_of(exc_info[1]))
+                line[text] = scrubbed(text_of(exc_info[1]), LINES.message, LINES)
             line[keys["exception"]] = error
         if record.stack_info:
             line[keys["stack"]] = record.stack_info

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry._logs import LogRecord, get_logger_provider
 from opentelemetry._logs._internal import ProxyLoggerProvider
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_current
 from opentelemetry.sdk._logs import ReadWriteLogRecord
 from opentelemetry.sdk._logs._internal import Logger as SdkLogger
 from opentelemetry.sdk._logs._internal import std_to_otel
@@ -23,7 +23,7 @@ from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
 from otel_correlation.logs.record import FIELDS, seams
-from otel_correlation.policy import scrub
+from otel_correlation.policy import DEFAULT, bounds_for, scrubbed, text_of
 from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from opentelemetry._logs import Logger, LoggerProvider
 
+    from otel_correlation.policy import Bounds
     from otel_correlation.settings import Settings
 
 # What the export says about itself must not be exported: each failed batch would feed the next one.
@@ -39,6 +40,11 @@ _RECENT: Final = 1024
 _LOGGERS: Final = 1024
 # Of the SDK's 128; more would make it warn with every record.
 _ATTRIBUTES: Final = 100
+# The longest name of one.
+_NAME: Final = 256
+# What is left of each text of a list or dict whose texts are too long together.
+_SHORTEST: Final = 64
+_NO_CONTEXT: Final = Context()
 
 
 class Export:
@@ -101,28 +107,35 @@ class Export:
         ids = _ids(record)
         if self._only_sampled and _is_unsampled(ids or get_current_span(context).get_span_context()):
             return
+        logger = self._loggers.get(record.name)
+        if logger is None:
+            logger = self._provider.get_logger(record.name)
+            if len(self._loggers) < _LOGGERS:
+                self._loggers[record.name] = logger
+        bounds = (
+            bounds_for(logger._log_record_limits.max_log_record_attribute_length)
+            if type(logger) is SdkLogger
+            else DEFAULT
+        )
         out = LogRecord(
             timestamp=int(record.created * 1e9),
             observed_timestamp=time.time_ns(),
             context=context,
             severity_number=std_to_otel(record.levelno),
             severity_text=record.levelname,
-            body=_utf8(lines.message_of(record, self._query_values)),
-            attributes=_attributes(record),
+            body=_utf8(lines.message_of(record, self._query_values, bounds.body, bounds)),
+            attributes=_attributes(record, bounds),
         )
         if ids is not None:
             # The record's own: those of the request that made it, or the ones left on its exception.
             out.trace_id, out.span_id, out.trace_flags = ids[0], ids[1], TraceFlags(ids[2])
-        logger = self._loggers.get(record.name)
-        if logger is None:
-            logger = self._provider.get_logger(record.name)
-            if len(self._loggers) < _LOGGERS:
-                self._loggers[record.name] = logger
         if type(logger) is SdkLogger and _is_within(logger, out):
             if logger._is_enabled():
                 logger._multi_log_record_processor.on_emit(_writable(logger, out))
         else:
             logger.emit(out)
+        # The record waits in a queue; the context would keep the request, and all that the application put there.
+        out.context = _NO_CONTEXT
 
     def _seen(self, record: logging.LogRecord) -> bool:
         """
@@ -182,24 +195,24 @@ def _ids(record: logging.LogRecord) -> tuple[int, int, int] | None:
         return None
 
 
-def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+def _attributes(record: logging.LogRecord, bounds: Bounds) -> dict[str, Any]:
     found = record.__dict__
     attributes: dict[str, Any] = {}
     request = found.get(semconv.REQUEST_ID)
     if request:
-        attributes[semconv.REQUEST_ID] = _value(request)
+        attributes[semconv.REQUEST_ID] = _value(request, bounds)
     shown = seams.names.id_keys
-    for name, value in lines.extras_of(record).items():
+    for name, value in lines.extras_of(record, bounds.value, bounds).items():
         if name in shown:  # structlog and loguru have the ids under the preset's names
             continue
         if len(attributes) >= _ATTRIBUTES:
             guard.count("log_attributes_dropped")
             break
         if name and value is not None:
-            attributes[_utf8(name)] = _value(value)
+            attributes[_utf8(name if len(name) <= _NAME else bounds.cut(name, _NAME))] = _value(value, bounds)
     trace_id = found.get(semconv.TRACE_ID)
     if trace_id and not (isinstance(trace_id, str) and len(trace_id) == 32):
-        attributes[semconv.TRACE_ID] = _value(trace_id)  # the user's own
+        attributes[semconv.TRACE_ID] = _value(trace_id, bounds)  # the user's own
     if record.lineno:
         attributes[code_attributes.CODE_FILE_PATH] = _utf8(record.pathname)
         attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
@@ -209,9 +222,9 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
     if exc_info is not None:
         kind, error, _ = exc_info
         attributes[exception_attributes.EXCEPTION_TYPE] = class_name(kind)
-        attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(scrub(lines.text_of(error)))
-        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(exc_info))
-    elif text := lines.record_exception(record):
+        attributes[exception_attributes.EXCEPTION_MESSAGE] = _utf8(scrubbed(text_of(error), bounds.message, bounds))
+        attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(lines.exception_text(exc_info, bounds))
+    elif text := lines.record_exception(record, bounds):
         attributes[exception_attributes.EXCEPTION_STACKTRACE] = _utf8(text)
     return attributes
 
@@ -229,17 +242,25 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _value(value: object) -> Any:
+def _value(value: object, bounds: Bounds) -> Any:
     kind = type(value)
     if kind is str:
-        return _utf8(value)  # type: ignore[arg-type]
-    if kind is bool or kind is float:
-        return value
-    value = lines.plain(value)
+        return _utf8(value if len(value) <= bounds.value else bounds.cut(value, bounds.value))  # type: ignore[arg-type]
+    if kind is bool or kind is float or kind is int:
+        return lines.plain(value)
+    return _within(lines.plain(value), bounds, [bounds.value])
+
+
+def _within(value: Any, bounds: Bounds, left: list[int]) -> Any:
+    """
+    Return ``value`` with its texts cut, where all of them together may have ``left[0]`` characters.
+    """
     if isinstance(value, str):
-        return _utf8(value)
+        kept = max(left[0], _SHORTEST)
+        left[0] -= len(value)
+        return _utf8(value if len(value) <= kept else bounds.cut(value, kept))
     if isinstance(value, dict):
-        return {_utf8(name): _value(item) for name, item in value.items()}
+        return {_within(name, bounds, left): _within(item, bounds, left) for name, item in value.items()}
     if isinstance(value, list):
-        return [_value(item) for item in value]
+        return [_within(item, bounds, left) for item in value]
     return value

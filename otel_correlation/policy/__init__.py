@@ -4,6 +4,18 @@ What is decided by rule: what is left out of spans and lines, whose ids are cont
 
 from __future__ import annotations
 
+from otel_correlation.policy.bounds import (
+    BATCH_BYTES,
+    CUT,
+    DEFAULT,
+    LINE_FIELD,
+    LINE_MESSAGE,
+    LINES,
+    QUEUE_BYTES,
+    Bounds,
+    bounds_for,
+)
+from otel_correlation.policy.exceptions import scrubbed, scrubbed_stack, stack_of, text_of
 from otel_correlation.policy.outbound import ALL, Outbound, host_pattern, outbound_for
 from otel_correlation.policy.recording import (
     REDACTED,
@@ -28,14 +40,23 @@ from otel_correlation.policy.trust import FORWARDING, NONE, Trust, peers, trust_
 
 __all__ = [
     "ALL",
+    "BATCH_BYTES",
+    "CUT",
+    "DEFAULT",
     "FORWARDING",
     "HEADERS_HINT",
+    "LINES",
+    "LINE_FIELD",
+    "LINE_MESSAGE",
     "NONE",
+    "QUEUE_BYTES",
     "REDACTED",
+    "Bounds",
     "HeaderCapture",
     "Outbound",
     "Patterns",
     "Trust",
+    "bounds_for",
     "file_problem",
     "hide_quoted",
     "host_pattern",
@@ -47,9 +68,13 @@ __all__ = [
     "redact_query",
     "redact_url",
     "scrub",
+    "scrubbed",
+    "scrubbed_stack",
     "shown_store",
     "shown_text",
     "shown_url",
     "shown_variable",
+    "stack_of",
+    "text_of",
     "trust_for",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, unquote_plus
 
 from otel_correlation import guard
+from otel_correlation.policy import bounds as limits
 from otel_correlation.policy.sensitive import is_secret_in_query
 
 if TYPE_CHECKING:
@@ -97,18 +98,31 @@ class HeaderCapture:
         """
         return self._wanted is not None
 
-    def attributes(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[str, ...]]:
+    def attributes(
+        self, headers: Iterable[tuple[bytes, bytes]], bounds: limits.Bounds = limits.DEFAULT
+    ) -> dict[str, tuple[str, ...]]:
         """
         Return the attributes of the wanted headers; keys are lower case with dashes kept, each with all its values.
+
+        Args:
+            headers: Names and values, as received.
+            bounds: How long a value may be; what is above ``bounds.HEADER_VALUES`` and ``HEADERS`` is left out.
         """
         found: dict[str, tuple[str, ...]] = {}
         if self._wanted is None:
             return found
+        room, left = limits.HEADER_VALUES, max(limits.HEADERS, bounds.header)
         for raw_name, raw_value in headers:
+            if len(raw_name) > limits.HEADER_NAME:
+                continue
             name = raw_name.decode("latin-1").lower()
             if self._wanted.fullmatch(name):
                 hidden = self._hidden is not None and self._hidden.fullmatch(name)
-                value = "[REDACTED]" if hidden else raw_value.decode("utf-8", "replace")
+                value = "[REDACTED]" if hidden else bounds.decode(raw_value, bounds.header, "utf-8")
+                room, left = room - 1, left - len(value)
+                if room < 0 or left < 0:
+                    guard.count("captured_headers.over_limit")
+                    break
                 key = self._prefix + name
                 found[key] = (*found.get(key, ()), value)
         return found

@@ -72,6 +72,7 @@ _NEXT: Final = (
     "CONTEXT:  ",
     "{'type': ",
     "Endpoint: ",
+    "...[cut from ",  # bounds.CUT
 )
 # Of any scheme: what cannot connect to a database or a broker names it with its password.
 _URL_IN_TEXT: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]{0,31}:)?//[^\s'\"<>]+")

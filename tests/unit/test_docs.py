@@ -14,6 +14,7 @@ import pytest
 
 import otel_correlation
 from otel_correlation import semconv
+from otel_correlation.policy.bounds import HEADERS, LINE_FIELD, LINE_MESSAGE, LINE_STACK, QUEUE_BYTES, Bounds
 from otel_correlation.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,18 @@ def test_every_public_name_and_every_counter_is_in_the_reference() -> None:
     named = set(re.findall(r"`([a-z_.]+)`", page))
     assert {"exported", "dropped.queue_full", "caller.restarted"} <= counted
     assert {name for name in counted if not name.startswith("internal_error.")} <= named
+
+
+def test_every_bound_of_a_text_is_in_the_reference() -> None:
+    """
+    The table of what is held of a text has the numbers that the code has, and no others.
+    """
+    found = {
+        number for row in re.findall(r"^\| .* \| (\d+) \| .* \|$", REFERENCE, re.MULTILINE) for number in [int(row)]
+    }
+    lengths = {entry.default for entry in fields(Bounds) if entry.name != "marked"}
+    assert found == lengths | {HEADERS, LINE_MESSAGE, LINE_FIELD, LINE_STACK}
+    assert f"`{QUEUE_BYTES}`" in REFERENCE
 
 
 def test_links_between_documents_lead_somewhere() -> None:

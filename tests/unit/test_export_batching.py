@@ -5,6 +5,8 @@ The queue between the application and its exporters.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from otel_correlation import export, guard, identity
+from otel_correlation import export, guard, identity, policy
 from otel_correlation.export.batching import Batcher
 
 if TYPE_CHECKING:
@@ -83,6 +85,129 @@ def test_a_full_queue_drops_and_counts_the_newest() -> None:
     assert pipeline.force_flush()
     assert gate.batches == [["stuck"], ["0", "1", "2", "3", "4"]]
     assert guard.counters() == {"spans.exported": 6, "spans.dropped.queue_full": 3}
+
+
+def test_a_queue_is_bounded_in_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    While an exporter is stuck, spans beyond the queue's bytes are dropped, counted by a reason of their own, and said once.
+    """
+    gate = Gate()
+    pipeline = export.SpanPipeline([gate], schedule_delay_ms=1, queue_bytes=1_000_000)
+    tracer = traced(pipeline)
+    tracer.start_span("stuck").end()
+    assert gate.entered.wait(PATIENCE_S)
+    for number in range(8):
+        tracer.start_span(f"{number}", attributes={"text": "x" * 300_000}).end()
+    tracer.start_span("small").end()
+    batcher = pipeline.batchers[0]
+    assert 900_000 < batcher.held_bytes() < 1_000_000
+    gate.opened.set()
+    assert pipeline.force_flush()
+    assert sorted(name for batch in gate.batches for name in batch) == ["0", "1", "2", "small", "stuck"]
+    assert guard.counters() == {"spans.exported": 5, "spans.dropped.queue_bytes": 5}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("The queue of 1000000 bytes of spans is full; the newest are dropped until it drains. ")
+    assert batcher.held_bytes() == 0
+
+
+def test_a_request_holds_no_more_bytes_than_a_collector_takes() -> None:
+    """
+    Large items go out in several requests, in their order, each below the bound; one that is larger goes alone.
+    """
+    batches: list[list[int]] = []
+    batcher: Batcher[int] = Batcher(
+        "spans",
+        batches.append,
+        delay_ms=3_600_000,
+        max_queue_size=1000,
+        max_batch_size=100,
+        size_of=lambda item: item,
+    )
+    sizes = [3_000_000, 1_000_000, 500_000, 5_000_000, 10, 10]
+    for size in sizes:
+        batcher.put(size)
+    assert batcher.flush(PATIENCE_S)
+    assert [size for batch in batches for size in batch] == sizes
+    assert all(sum(batch) <= policy.BATCH_BYTES or len(batch) == 1 for batch in batches)
+    batcher.shutdown()
+
+
+def test_a_queue_that_holds_a_request_in_bytes_leaves_before_the_delay() -> None:
+    """
+    Bytes wake the exporting thread as a full batch does, so that large items are not dropped while nobody is away.
+    """
+    left = threading.Event()
+    batcher: Batcher[int] = Batcher(
+        "spans",
+        lambda _batch: left.set(),
+        delay_ms=3_600_000,
+        max_queue_size=1000,
+        max_batch_size=100,
+        size_of=lambda item: item,
+    )
+    batcher.put(policy.BATCH_BYTES - 1)
+    assert not left.is_set()
+    batcher.put(1)
+    assert left.wait(PATIENCE_S)
+    batcher.shutdown()
+
+
+def test_the_account_of_bytes_is_exact() -> None:
+    """
+    However many threads put, and signal handlers between them, nothing is left on the account when the queue is empty.
+    """
+    exported: list[int] = []
+    batcher: Batcher[int] = Batcher(
+        "logs", exported.extend, delay_ms=1, max_queue_size=1_000_000, max_batch_size=7, size_of=lambda item: item
+    )
+
+    def work(first: int) -> None:
+        for number in range(first, first + 3_000):
+            batcher.put(number % 1000 + 1)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for _ in range(3):
+            batcher.put(500)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interval = sys.getswitchinterval()
+    threads = [threading.Thread(target=work, args=(number * 17,)) for number in range(4)]
+    try:
+        sys.setswitchinterval(1e-5)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for thread in threads:
+            thread.start()
+        work(0)
+        for thread in threads:
+            thread.join()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.setswitchinterval(interval)
+    assert batcher.flush(PATIENCE_S)
+    assert batcher.held_bytes() == 0
+    assert exported
+    batcher.shutdown()
+
+
+def test_a_failed_export_and_a_shutdown_give_their_bytes_back() -> None:
+    """
+    What an exporter raises on, and what a shutdown leaves, is held no longer.
+    """
+
+    def fail(_batch: list[int]) -> None:
+        raise ValueError
+
+    batcher: Batcher[int] = Batcher(
+        "spans", fail, delay_ms=3_600_000, max_queue_size=10, max_batch_size=10, size_of=lambda item: item
+    )
+    batcher.put(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(guard.STRICT_ENV, raising=False)
+        assert batcher.flush(PATIENCE_S)
+    assert batcher.held_bytes() == 0
+    assert guard.counters()["spans.dropped.exporter_raised"] == 1
+    batcher.shutdown()
 
 
 def in_memory_logs() -> InMemoryLogRecordExporter:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_correlation.logs.lines import JsonLines, TextLines, exception_text
+from otel_correlation.logs.lines import JsonLines, TextLines, exception_text, message_of
 
 ENDS_OR_MOVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\n]")
 
@@ -287,7 +287,7 @@ def test_a_quote_without_an_end_is_dropped_and_costs_no_time() -> None:
     text = exception_text((ValueError, ValueError("x input_value='ada\nnext\nHINT:  look"), None))
     assert text == "ValueError: x input_value=REDACTED\nHINT:  look"
     many = exception_text((ValueError, ValueError("input_value=" * 100_000), None))
-    assert many == "ValueError: input_value=REDACTED"
+    assert many == "ValueError: input_value=REDACTED\n...[cut from 1200000 characters]"
 
 
 def test_pydantics_own_message_loses_its_input() -> None:
@@ -319,3 +319,40 @@ def test_what_holds_itself_many_times_over_is_bounded() -> None:
     assert "too large" in line
     shown = json.loads(line)["people"]
     assert (len(shown), shown[0]["id"]) == (200, 0)
+
+
+def test_a_line_of_ours_is_bounded_generously() -> None:
+    """
+    A text of 100,000 characters is written whole; of 10 MB as much as a log store takes of a line, and it is marked.
+    """
+    whole = logging.makeLogRecord({"msg": "x" * 100_000, "field": "y" * 60_000})
+    line = json.loads(JsonLines().format(whole))
+    assert (line["message"], line["field"]) == ("x" * 100_000, "y" * 60_000)
+    error = ValueError("e" * 10_000_000)
+    long = logging.makeLogRecord(
+        {
+            "msg": "x" * 10_000_000,
+            "field": "y" * 10_000_000,
+            "exc_info": (ValueError, error, None),
+            "levelno": 40,
+            "levelname": "ERROR",
+            "name": "app",
+        }
+    )
+    for formatter in (JsonLines(), TextLines(colours=False)):
+        line_text = formatter.format(long)
+        assert len(line_text) < 2**18 + 2**15
+        assert line_text.count("...[cut from 10000000 characters]") == 3
+
+
+def test_what_an_access_line_shows_of_a_query_is_bounded() -> None:
+    """
+    A query of 2 MB is cut before its values are hidden.
+    """
+    record = logging.makeLogRecord(
+        {"name": "uvicorn.access", "msg": "%s", "args": ("/?" + "token=secret&" * 160_000,), "levelno": 20}
+    )
+    message = message_of(record)
+    assert "secret" not in message
+    assert message.endswith("...[cut from 2080000 characters]")
+    assert len(message) < 3 * 4_096

@@ -14,6 +14,7 @@ import logging.handlers
 import pickle
 import queue
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import loguru
@@ -27,6 +28,8 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 from uvicorn.config import LOGGING_CONFIG
 
 from otel_correlation import guard, identity, logs
+from otel_correlation.export.sizes import record_bytes
+from otel_correlation.policy import DEFAULT
 from otel_correlation.settings import Settings
 from tests.unit.logs_pristine import SPAN_ID, TRACE_ID, Keep, pristine, request
 
@@ -349,6 +352,76 @@ def test_the_standard_limits_of_attributes_hold(monkeypatch: pytest.MonkeyPatch)
     assert dict(first.log_record.attributes or {})["field"] == "abc"
     assert len(second.log_record.attributes or {}) < 128
     assert guard.counters()["log_attributes_dropped"] == 1
+
+
+def test_long_texts_are_cut_in_what_is_exported(exported: Exported) -> None:
+    """
+    Body, extras (with all that a list or dict holds), names and exception texts are cut and marked; short ones stay.
+    """
+    many = {"k" * 1000: ["v" * 10_000] * 100, "short": "s"}
+    extra = {
+        "text": "x" * 100_000,
+        "nested": many,
+        "raw": b"b" * 1_000_000,
+        "n" * 1000: 1,
+        "short": "s",
+        "count": 2**80,
+    }
+    with request():
+        try:
+            raise ValueError("e" * 1_000_000)
+        except ValueError:
+            logging.getLogger("app").exception("m%s", "y" * 5_000_000, extra=extra)
+    (found,) = exported.records()
+    body: Any = found.log_record.body
+    assert len(body) == DEFAULT.body
+    assert body.startswith("my")
+    assert body.endswith("y...[cut from 5000001 characters]")
+    attributes = dict(found.log_record.attributes or {})
+    assert attributes["text"] == "x" * 16_353 + "...[cut from 100000 characters]"
+    assert attributes["short"] == "s"
+    assert attributes["count"] == str(2**80)
+    assert attributes["n" * 227 + "...[cut from 1000 characters]"] == 1
+    nested: Any = attributes["nested"]
+    assert len(repr(nested)) < DEFAULT.value + 100 * 100
+    raw: Any = attributes["raw"]
+    assert len(raw) <= DEFAULT.value
+    message: Any = attributes["exception.message"]
+    assert message.endswith("\n...[cut from 1000000 characters]")
+    assert record_bytes(found) < 200_000
+
+
+def test_a_limit_of_the_users_wins_over_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    With a longer limit of the user's nothing is cut before it; bodies, too, may be as long.
+    """
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "200000")
+    with pristine():
+        exported = Exported()
+        logging.getLogger("app").warning("m" * 300_000, extra={"a": "x" * 150_000, "b": "y" * 300_000})
+    (found,) = exported.records()
+    assert found.log_record.body == "m" * 200_000
+    attributes = dict(found.log_record.attributes or {})
+    assert (attributes["a"], attributes["b"]) == ("x" * 150_000, "y" * 200_000)
+
+
+def test_a_record_that_waits_keeps_nothing_of_its_request_alive(exported: Exported) -> None:
+    """
+    What is queued has no context, which would hold the request, its span and what the application put there.
+    """
+
+    class Kept:
+        pass
+
+    kept = Kept()
+    alive = weakref.ref(kept)
+    token = otel_context.attach(otel_context.set_value("kept", kept))
+    logging.getLogger("app").warning("hello")
+    otel_context.detach(token)
+    del kept, token
+    gc.collect()
+    assert exported.bodies() == ["hello"]
+    assert alive() is None
 
 
 def test_a_failing_provider_never_reaches_the_application(monkeypatch: pytest.MonkeyPatch) -> None:

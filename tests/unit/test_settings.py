@@ -139,6 +139,7 @@ GOOD: list[tuple[str, dict[str, str], object]] = [
     ("max_queue_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "10000"}, 10_000),
     ("max_batch_size", {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "7"}, 7),
     ("max_batch_size", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, 100),
+    ("queue_bytes", {semconv.OTEL_CORRELATION_QUEUE_BYTES: "1000000"}, 1_000_000),
     ("log_level", {"OTEL_PYTHON_LOG_LEVEL": "WARNING"}, "warning"),
     ("log_correlation", {"OTEL_PYTHON_LOG_CORRELATION": "true"}, True),
     ("semconv_dup", {"OTEL_SEMCONV_STABILITY_OPT_IN": "database, HTTP/dup"}, True),
@@ -249,6 +250,10 @@ WRONG: list[tuple[str, str, str, str, object]] = [
     ("OTEL_BSP_MAX_QUEUE_SIZE", "1e3", "2048", "max_queue_size", 2_048),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "\u0661\u0662", "2048", "max_queue_size", 2_048),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5", "512", "max_batch_size", 512),
+    *[
+        (semconv.OTEL_CORRELATION_QUEUE_BYTES, value, "33554432", "queue_bytes", 33_554_432)
+        for value in ("0", "-1", "32MiB", "1e6", "9" * 13)
+    ],
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "2048", "max_batch_size", 2_048),
     ("OTEL_PYTHON_LOG_CORRELATION", "2", "false", "log_correlation", False),
     *[("OTEL_SEMCONV_STABILITY_OPT_IN", value, "http", "semconv_dup", False) for value in ("htpp/dup", "old", "/dup")],
@@ -584,6 +589,8 @@ class TestOverrides:
             ("propagators", [1], "tuple"),
             ("max_queue_size", 0, "1 or more"),
             ("max_batch_size", -1, "1 or more"),
+            ("queue_bytes", 0, "1 or more"),
+            ("queue_bytes", "32MiB", "pass a int"),
             ("schedule_delay_ms", -1, "0 or more"),
             ("schedule_delay_ms", 1.5, "int"),
             ("schedule_delay_ms", True, "int"),
