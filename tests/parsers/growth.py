@@ -262,21 +262,29 @@ def _cpu_s(child: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> None:
+def main() -> int:
     """
-    Print one JSON line for each entry.
+    Print one JSON line for each entry, or with ``--check`` what is too slow.
     """
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--all", action="store_true", help="every case, at four times the size")
     arguments.add_argument("--reached", action="store_true", help="which readers each entry reaches, in place of times")
+    arguments.add_argument("--check", action="store_true", help="print what is too slow only; 1 if anything is")
     arguments.add_argument("names", nargs="*", help="entries; all if none is named")
     options = arguments.parse_args()
     os.environ["OTEL_CORRELATION_STRICT"] = "1"
+    failed = False
     for parser in TABLE:
         if not options.names or parser.name in options.names:
             result = in_child(parser, _reach) if options.reached else in_child(parser, _run, everything=options.all)
-            print(json.dumps(result), flush=True)
+            wrong = [*result["slow"], *([result["error"]] if "error" in result else [])]
+            failed = failed or bool(wrong)
+            if options.check:
+                print(f"{parser.name}: {result['cases']} families of inputs", *wrong, sep="\n  ", flush=True)
+            else:
+                print(json.dumps(result), flush=True)
+    return int(failed and options.check)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

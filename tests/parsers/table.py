@@ -115,6 +115,7 @@ class Parser:
         cases: How many families of inputs the fast suite takes; all of them otherwise.
         of_patterns: Whether the tokens of the regular expressions that it reads belong to its grammar.
         check: What the fuzzer calls in place of ``call``: it asserts what has to hold for every text.
+        wide: Whether the text may hold more than bytes: what it is made of is no wire.
         prepare: Forgets what earlier cases left behind, before each.
     """
 
@@ -128,6 +129,7 @@ class Parser:
     cases: int = 100
     of_patterns: bool = True
     check: Callable[[str], object] | None = None
+    wide: bool = False
     prepare: Callable[[], object] | None = None
 
     @property
@@ -1169,6 +1171,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     ),
     Parser(
         name="exception texts",
+        wide=True,
         call=_scrubbed,
         tokens=_QUOTES,
         frames=(("", ""), ("[parameters: ", ""), ("x://", "")),
@@ -1183,6 +1186,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     ),
     Parser(
         name="log lines that are written",
+        wide=True,
         call=_written,
         tokens=(
             "a",
@@ -1213,6 +1217,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     ),
     Parser(
         name="spans that are sent",
+        wide=True,
         call=_span_with,
         tokens=("a", "é", "\ud800", "\x00", "\n", "\u2028"),
         examples=("name", "\ud800"),
@@ -1427,6 +1432,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     ),
     Parser(
         name="log lines that are read",
+        wide=True,
         call=_read,
         tokens=(
             *(
@@ -1484,6 +1490,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     ),
     Parser(
         name="tracebacks that are read",
+        wide=True,
         call=_stack_of_line,
         tokens=_TRACEBACK,
         frames=(("", ""), ("Traceback (most recent call last):\n", "\nValueError: x")),
