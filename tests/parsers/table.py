@@ -1313,12 +1313,12 @@ TABLE: Final[tuple[Parser, ...]] = (
     Parser(
         name="traces that are understood",
         call=_understood,
-        tokens=tuple("SsCceroylw"),
+        tokens=(*"SsCceroylw", "CS", "Sc", "le", "we"),
         ends=(),
         frames=(("", ""), ("S", ""), ("C", "S")),
         examples=("SCsceew", "Sslrwoy", "yyy", "wl"),
-        size=256,
-        cases=60,
+        size=512,
+        cases=30,
         of_patterns=False,
     ),
     Parser(
@@ -1334,7 +1334,7 @@ TABLE: Final[tuple[Parser, ...]] = (
     Parser(
         name="traces that are put together",
         call=_merged,
-        tokens=tuple("SsCerolwhn"),
+        tokens=(*"SsCerolwhn", "ne", "wh"),
         ends=(),
         examples=("SCshnlw", "hhn"),
         size=128,
