@@ -4,7 +4,7 @@ VENV ?= .venv
 REQUIREMENTS ?= requirements/dev.txt
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo check test cov stack bench soak lock clean
+.PHONY: help setup demo check test cov stack bench soak fuzz lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,8 +43,16 @@ stack: setup ## the real engines; STACK_SKIP=kafka,loki leaves out, TEMPO_BIN=..
 bench: setup ## side by side with stock, CPU per request
 	$(BIN)/python benchmarks/side_by_side.py
 
-soak: setup ## a million log records from 5,000 concurrent requests; counts foreign ids
+soak: setup ## a million log records and no foreign id; then a million hostile request heads (an hour)
 	$(BIN)/python -m tests.integration.soak
+	$(BIN)/python -m tests.parsers.growth --all --check
+	$(BIN)/python -m tests.integration.soak_hostile $(SOAK)
+
+fuzz: setup ## every parser of foreign text, FUZZ_SECONDS=20 each; FUZZ="gzip" names some
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes \
+		-r requirements/fuzz.txt 2>/dev/null \
+		|| { echo "atheris has no wheel for $$($(BIN)/python --version) on this machine: nothing was fuzzed"; exit 1; }
+	$(BIN)/python fuzz/run.py --seconds $(or $(FUZZ_SECONDS),20) $(FUZZ)
 
 lock: ## renew the pinned requirements (needs uv)
 	uv pip compile pyproject.toml $(LOCK) --output-file requirements/dev.txt
@@ -52,6 +60,7 @@ lock: ## renew the pinned requirements (needs uv)
 	uv pip compile pyproject.toml $(PIN) --extra local --group libraries --output-file requirements/libraries.txt
 	uv pip compile requirements/build.in $(PIN) --constraint requirements/dev.txt --output-file requirements/build.txt
 	uv pip compile pyproject.toml requirements/service.in $(PIN) --constraint requirements/dev.txt --output-file requirements/service.txt
+	uv pip compile $(PIN) --group pyproject.toml:fuzz --output-file requirements/fuzz.txt
 
 PIN := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 LOCK := $(PIN) --extra local --extra config --group test --group check

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration import soak
+from tests.integration import soak, soak_hostile
 from tests.integration.soak_app import LINES_PER_REQUEST
 
 if TYPE_CHECKING:
@@ -39,3 +39,28 @@ def test_a_crossed_id_would_be_seen() -> None:
     assert (len(report.foreign), len(report.without_ids)) == (1, 1)
     assert report.missing_records == LINES_PER_REQUEST - 2 + 1
     assert not report.clean
+
+
+@pytest.mark.parametrize(
+    ("load", "count", "http"),
+    [("heads", 1_500, "httptools"), ("unique", 1_500, "h11"), ("aborted", 500, "h11"), ("aborted", 500, "httptools")],
+)
+def test_hostile_callers_change_nothing(tmp_path: Path, load: str, count: int, http: str) -> None:
+    """
+    Any request head, everything unique, and clients that leave: answers, lines, memory, descriptors and tasks are as usual.
+    """
+    report = soak_hostile.run(tmp_path, load, count=count, http=http)
+    assert report.faults == [], str(report)
+    assert report.requests == count
+
+
+def test_a_leak_and_a_wrong_answer_would_be_seen() -> None:
+    """
+    Memory that still grows when the tables are full is a fault; before that, and where it is flat, it is none.
+    """
+    report = soak_hostile.Report("heads", "h11", requests=1_000_000, rss_mb=[80.0, 120.0, 125.0, 200.0])
+    assert soak_hostile._growth(report)
+    assert not soak_hostile._growth(
+        soak_hostile.Report("heads", "h11", requests=1_000_000, rss_mb=[80.0, 120.0, 125.0])
+    )
+    assert not soak_hostile._growth(soak_hostile.Report("unique", "h11", requests=2_000, rss_mb=[80.0, 120.0, 130.0]))
