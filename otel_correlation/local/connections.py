@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS: Final = 200
 # For the whole head of a request to arrive.
 HEAD_S: Final = 10.0
+# What is read from a connection before the others have their turn: h11 takes some 100 µs for each chunk of a body, and
+# one may be of a single byte.
+_READ_BYTES: Final = 4096
 # uvicorn closes an idle connection after five seconds; one that does not read what is left of its answer stays until
 # this.
 IDLE_S: Final = 10.0
@@ -136,10 +139,17 @@ class Connections:
         """
         connections = self
 
-        class Protocol(H11Protocol):
+        class Protocol(H11Protocol, asyncio.BufferedProtocol):
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
                 super().connection_made(transport)
+                self.buffer = bytearray(_READ_BYTES)
                 connections.made(transport)
+
+            def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+                return self.buffer
+
+            def buffer_updated(self, nbytes: int) -> None:
+                self.data_received(bytes(self.buffer[:nbytes]))
 
             def data_received(self, data: bytes) -> None:
                 connections.heard(self.transport)

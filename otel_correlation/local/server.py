@@ -454,6 +454,8 @@ class LocalServer:
                 log_level="critical",
                 access_log=False,
                 lifespan="off",
+                # uvloop would read 256 kB at a time, whatever the protocol asks for.
+                loop="asyncio",
                 http=connections.protocol(),
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
                 ws="none",

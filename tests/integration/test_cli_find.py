@@ -183,6 +183,30 @@ def test_what_is_not_found_says_why(
     assert "sampled" in out
 
 
+def test_a_chain_of_thousands_of_spans_stays_on_the_screen(
+    local: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Each span is a line of about the screen's width, however deep it lies, and attributes that are no words are left out.
+    """
+    spans = tuple(
+        replace(
+            span("a", "", "s", "GET", "CLIENT", (n, 3000)),
+            span_id=f"{n:016x}",
+            parent_id=f"{n - 1:016x}" if n > 1 else "",
+            attributes={"request_id": REQUEST_ID, "http.request.method": "GET", "http.route": {"a": ["b"]}},
+        )
+        for n in range(1, 2001)
+    )
+    line = log(0, "s", "x", attributes={"exception.type": {"a": 1}, "exception.message": ["b"]})
+    local.store.add(spans, (line,)).result()
+    status, out, _ = told(capsys, REQUEST_ID)
+    assert status == FOUND
+    assert out.count("━") >= 2000
+    assert max(map(len, out.splitlines())) < 200
+    assert "{" not in out
+
+
 def test_a_store_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ import pytest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from otel_correlation.local import LocalServer, server
 from otel_correlation.stores import as_json
@@ -274,6 +275,26 @@ def test_a_request_that_never_ends_loses_its_connection(monkeypatch: pytest.Monk
                 assert told.startswith(b"HTTP/1.1 408 ")
                 assert b"did not arrive in time" in told
         assert httpx.get(f"{local.url}/healthz", trust_env=False).json()["dropped"]["slow_requests"] == 1
+
+
+def test_a_connection_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A body in chunks of one byte takes long to parse: others have their turn every 4 KiB, whatever was sent at once.
+    """
+    sizes: list[int] = []
+    parse = H11Protocol.data_received
+
+    def counted(protocol: H11Protocol, data: bytes) -> None:
+        sizes.append(len(data))
+        parse(protocol, data)
+
+    monkeypatch.setattr(H11Protocol, "data_received", counted)
+    head = b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    chunks = b"1\r\n{\r\n" + b"1\r\n \r\n" * 20_000 + b"1\r\n}\r\n0\r\n\r\n"
+    with LocalServer(port=0) as local, half_open(local, head + b"transfer-encoding: chunked\r\n\r\n" + chunks) as raw:
+        assert all_of(raw).startswith(b"HTTP/1.1 200 ")
+    assert max(sizes) <= 4096
+    assert sum(sizes) > len(chunks)
 
 
 def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,21 @@ def test_lines_without_end_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [len(trace.logs) for trace in caught.value.traces] == [3]
 
 
+def test_lines_of_megabytes_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Ten thousand lines may be of a megabyte each: their bytes have a bound of their own, with what follows each line.
+    """
+    monkeypatch.setattr(logfiles, "MAX_BYTES", 5000)
+    monkeypatch.setattr(logfiles, "MAX_LINE_BYTES", 2000)
+    path = tmp_path / "orders.log"
+    path.write_text("".join(f"{REQUEST_ID} {number}\n" + f"  {'x' * 500}\n" * 10 for number in range(9)))
+    with pytest.raises(StoreError, match="more than 5000 bytes of it") as caught:
+        LogFileStore(str(path)).find(REQUEST_ID)
+    (trace,) = caught.value.traces
+    assert 0 < len(trace.logs) < 9
+    assert all(len(str(line.attributes["exception.stacktrace"])) < 2000 for line in trace.logs)
+
+
 def test_a_file_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
     """
     Compressed files that are none, or are cut off, are each named with the reason; the other lines are there.
