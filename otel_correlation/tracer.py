@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
+from otel_correlation.export.sizes import SHORT, text_bytes
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
 from otel_correlation.policy import DEFAULT, bounds_for, scrubbed, stack_of, text_of
 from otel_correlation.sampling import RatioSampler, without_threshold
@@ -68,6 +69,9 @@ class LightSpan(Span):
     _trace_config = None
     _instrumentation_info = None
     _record_end_metrics = None
+    # Bytes of long texts: what set_attribute put there; and of all attributes, where whoever made the span has counted.
+    _long_set = 0
+    _long: int | None = None
     # Only code of the SDK that we did not override would take it; nothing here is held for long.
     _lock: Any = threading.RLock()
 
@@ -134,10 +138,22 @@ class LightSpan(Span):
         if self._end_time is not None:
             return
         held = self._attributes
-        if type(held) is dict and type(value) in _PLAIN and type(key) is str and key and len(held) < self._owner.room:
+        kind = type(value)
+        if type(held) is dict and kind in _PLAIN and type(key) is str and key and len(held) < self._owner.room:
             held[key] = value
+            if kind is str and len(value) > SHORT:  # type: ignore[arg-type] # it is a str
+                self._long_set += text_bytes(value)  # type: ignore[arg-type]
         else:
             self._bounded()[key] = value
+
+    def counted(self, long: int) -> None:
+        """
+        Say how many bytes the long texts have that the span was started with, so that its end need not look for them.
+
+        Args:
+            long: Bytes of texts of more than ``export.sizes.SHORT`` characters.
+        """
+        self._long = self._long_set + long
 
     def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
         """

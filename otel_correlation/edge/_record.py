@@ -27,9 +27,10 @@ from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
 from otel_correlation.edge._validation import describe
+from otel_correlation.export.sizes import SHORT, text_bytes, value_bytes
 from otel_correlation.identity import detach
 from otel_correlation.policy import CUT, DEFAULT, FORWARDING, redact_query
-from otel_correlation.tracer import class_name, record_exception
+from otel_correlation.tracer import LightSpan, class_name, record_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -182,6 +183,7 @@ class Record:
         endpoint: The route that was matched.
         answered: The exception behind a 5xx that an exception handler of the application made, and its traceback.
         invalid: What a validation error says, ``location: type`` each.
+        long: Bytes of the long texts that the span was started with; None where it was not.
     """
 
     identity: Identity
@@ -199,6 +201,7 @@ class Record:
     endpoint: Any = None
     answered: tuple[BaseException, TracebackType | None] | None = None
     invalid: tuple[str, ...] = ()
+    long: int | None = None
     _route: str | None = None
 
     def __init__(self, config: ServerConfig, method: str) -> None:
@@ -271,12 +274,17 @@ def collect(
     version = scope.get("http_version", "1.1")
     values: dict[str, Any] = {
         http_attributes.HTTP_REQUEST_METHOD: method,
-        url_attributes.URL_SCHEME: scheme if len(scheme) <= bounds.scheme else bounds.cut(scheme, bounds.scheme),
-        url_attributes.URL_PATH: path if len(path) <= bounds.path else bounds.cut(path, bounds.path),
-        network_attributes.NETWORK_PROTOCOL_VERSION: (
-            version if len(version) <= bounds.scheme else bounds.cut(version, bounds.scheme)
-        ),
+        url_attributes.URL_SCHEME: scheme,
+        url_attributes.URL_PATH: path,
+        network_attributes.NETWORK_PROTOCOL_VERSION: version,
     }
+    long = 0
+    if len(path) > SHORT:
+        values[url_attributes.URL_PATH] = path = bounds.cut(path, bounds.path)
+        long = text_bytes(path)
+    if len(scheme) + len(version) > SHORT:
+        values[url_attributes.URL_SCHEME] = bounds.cut(scheme, bounds.scheme)
+        values[network_attributes.NETWORK_PROTOCOL_VERSION] = bounds.cut(version, bounds.scheme)
     if method not in _METHODS:
         known = sanitize_method(method)
         values[http_attributes.HTTP_REQUEST_METHOD] = known
@@ -284,10 +292,15 @@ def collect(
             values[http_attributes.HTTP_REQUEST_METHOD_ORIGINAL] = method
     query = scope.get("query_string")
     if query:
-        values[url_attributes.URL_QUERY] = _shown_query(query, config.settings.query_values, bounds)
+        values[url_attributes.URL_QUERY] = shown = _shown_query(query, config.settings.query_values, bounds)
+        long += len(shown) * 2  # Latin-1 has at most two bytes for a character in UTF-8
     client = scope.get("client")
     if client:
-        values[client_attributes.CLIENT_ADDRESS] = bounds.cut(client[0], bounds.address)
+        address = client[0]
+        if len(address) > SHORT:
+            address = bounds.cut(address, bounds.address)
+            long += text_bytes(address)
+        values[client_attributes.CLIENT_ADDRESS] = address
         if client[1]:
             values[client_attributes.CLIENT_PORT] = client[1]
     host = None
@@ -295,9 +308,10 @@ def collect(
         if name == b"host":
             host = value
         elif name == b"user-agent":
-            values[user_agent_attributes.USER_AGENT_ORIGINAL] = (
+            values[user_agent_attributes.USER_AGENT_ORIGINAL] = agent = (
                 value.decode("latin-1") if len(value) <= bounds.user_agent else bounds.decode(value, bounds.user_agent)
             )
+            long += len(agent) * 2
     if host:
         if len(host) <= DEFAULT.address:
             address, port = _authority(host)
@@ -306,6 +320,7 @@ def collect(
         else:
             address, port = bounds.decode(host, bounds.address), None
         values[server_attributes.SERVER_ADDRESS] = address
+        long += len(address)
         values[server_attributes.SERVER_PORT] = port or (443 if scheme in ("https", "wss") else 80)
     elif server := scope.get("server"):
         values[server_attributes.SERVER_ADDRESS] = server[0]
@@ -313,7 +328,9 @@ def collect(
             values[server_attributes.SERVER_PORT] = server[1]
     if config.request_headers is not None:
         # A refused value must not come back by this way.
-        values.update(config.request_headers.attributes(scope["headers"] if record.refused else received, bounds))
+        captured = config.request_headers.attributes(scope["headers"] if record.refused else received, bounds)
+        long += value_bytes(captured)
+        values.update(captured)
     if record.reused:
         values[semconv.REUSED_REQUEST_ID] = True
     if record.refused:
@@ -322,6 +339,7 @@ def collect(
         values[semconv.CALLER_REQUEST_ID] = record.caller_id
     if record.forced:
         values[semconv.FORCED] = True
+    record.long = long
     return values
 
 
@@ -379,6 +397,8 @@ def finish(record: Record, scope: Scope) -> None:
             _tell(span, record)
         except Exception:  # noqa: BLE001 - the span ends all the same
             guard.report("edge.span")
+        if record.long is not None and type(span) is LightSpan:
+            span.counted(record.long)
         try:
             # Monotonic: a clock that is set while a request runs makes no negative or endless span.
             span.end(record.start_time + elapsed_ns)

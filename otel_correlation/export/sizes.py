@@ -27,11 +27,13 @@ _LINK: Final = 1_600
 # An attribute with its key and a short value.
 _ATTRIBUTE: Final = 150
 # A text up to this length is short.
-_SHORT: Final = 64
+SHORT: Final = 64
 # UTF-8 has at most four bytes for a character, and so has Python.
 _WIDEST: Final = 4
 # Of a list or dict, so many of what it holds are looked at; the others count as short.
 _NODES: Final = 16_384
+# Where the tracestate stands in a SpanContext, which is a tuple.
+_STATE: Final = 4
 # What nobody can look at.
 _UNKNOWN: Final = 4_096
 
@@ -40,35 +42,37 @@ def span_bytes(span: ReadableSpan) -> int:
     """
     Return the estimated bytes of a span that has ended; never raises.
     """
+    # Every span passes here: what is rare is looked at elsewhere.
     try:
         held: Any = span._attributes
-        size = _SPAN
-        if type(held) is not dict:
-            held = _plain(held)
-            size += _OF_THE_SDK
-        size += _ATTRIBUTE * len(held)
-        for value in held.values():
-            kind = type(value)
-            if kind is str:
-                length = len(value)
-                if length > _SHORT:
-                    size += length if value.isascii() else length * _WIDEST
-            elif kind is not int:
-                size += _value_bytes(value)
-        if span._events:
-            for event in span._events:
-                size += _EVENT + _text_bytes(event.name) + _attributes_bytes(_plain(event.attributes))
-        if span._links:
-            for link in span._links:
-                size += _LINK + _attributes_bytes(_plain(link.attributes)) + _state_bytes(link.context)
-        if len(span._name) > _SHORT:
-            size += _text_bytes(span._name)
-        if span._status.description:
-            size += _text_bytes(span._status.description)
-        context = span._context
-        return size if context is None else size + _state_bytes(context)
+        if type(held) is dict:
+            # Of a SERVER span the edge has counted what is long in it.
+            known = getattr(span, "_long", None)
+            size = _SPAN + (_attributes_bytes(held) if known is None else _ATTRIBUTE * len(held) + known)
+        else:
+            size = _SPAN + _OF_THE_SDK + _attributes_bytes(_plain(held))
+        context: Any = span._context
+        if (
+            span._events
+            or span._links
+            or len(span._name) > SHORT
+            or span._status._description
+            # By their places: reading a property of a SpanContext costs as much as all the rest of this.
+            or len(context[_STATE]._dict) > 1
+        ):
+            size += _rare_bytes(span)
     except Exception:  # noqa: BLE001 - a span of somebody else's
         return _UNKNOWN
+    return size
+
+
+def _rare_bytes(span: ReadableSpan) -> int:
+    size = text_bytes(span._name) + _state_bytes(span._context)
+    for event in span._events:
+        size += _EVENT + text_bytes(event.name) + _attributes_bytes(_plain(event.attributes))
+    for link in span._links:
+        size += _LINK + _attributes_bytes(_plain(link.attributes)) + _state_bytes(link.context)
+    return size + (text_bytes(span._status.description) if span._status.description else 0)
 
 
 def record_bytes(record: ReadableLogRecord) -> int:
@@ -81,10 +85,10 @@ def record_bytes(record: ReadableLogRecord) -> int:
         size = _RECORD
         if type(body) is str:
             length = len(body)
-            if length > _SHORT:
+            if length > SHORT:
                 size += length if body.isascii() else length * _WIDEST
         else:
-            size += _value_bytes(body)
+            size += value_bytes(body)
         held = found.attributes
         return size + _attributes_bytes(held if type(held) is dict else _plain(held))
     except Exception:  # noqa: BLE001 - a record of somebody else's
@@ -104,18 +108,24 @@ def _attributes_bytes(attributes: Mapping[str, object]) -> int:
         kind = type(value)
         if kind is str:
             length = len(value)  # type: ignore[arg-type]
-            if length > _SHORT:
+            if length > SHORT:
                 size += length if value.isascii() else length * _WIDEST  # type: ignore[attr-defined]
         elif kind is not int:
-            size += _value_bytes(value)
+            size += value_bytes(value)
     return size
 
 
-def _text_bytes(text: str) -> int:
+def text_bytes(text: str) -> int:
+    """
+    Return how many bytes a text has, in memory or as UTF-8, at most.
+    """
     return len(text) if text.isascii() else len(text) * _WIDEST
 
 
-def _value_bytes(value: object) -> int:
+def value_bytes(value: object) -> int:
+    """
+    Return the bytes of an attribute's value, with all that it holds.
+    """
     size = 0
     waiting = [value]
     left = _NODES
@@ -123,11 +133,11 @@ def _value_bytes(value: object) -> int:
         left -= 1
         found = waiting.pop()
         if isinstance(found, str):
-            size += _text_bytes(found)
+            size += text_bytes(found)
         elif isinstance(found, bytes | bytearray):
             size += len(found)
         elif isinstance(found, list | tuple):
-            size += _SHORT * len(found)
+            size += SHORT * len(found)
             waiting += islice(found, left)
         elif isinstance(found, Mapping):
             size += _ATTRIBUTE * len(found)

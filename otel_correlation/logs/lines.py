@@ -132,7 +132,12 @@ def record_exception(record: logging.LogRecord, bounds: Bounds = LINES) -> str:
 
 def extras_of(record: logging.LogRecord, limit: int = LINE_FIELD, bounds: Bounds = LINES) -> dict[str, Any]:
     """
-    Return what ``extra`` and ``bind`` put on ``record``, in their order; texts of at most ``limit`` characters.
+    Return what ``extra`` and ``bind`` put on ``record``, in their order.
+
+    Args:
+        record: The record.
+        limit: How many characters are searched for what they quote, and kept then.
+        bounds: How the rest is cut.
     """
     found = {str(name): value for name, value in list(record.__dict__.items()) if name not in _NOT_EXTRA}
     if "_name" in found and (event := event_of(record)) is not None:
@@ -145,14 +150,10 @@ def extras_of(record: logging.LogRecord, limit: int = LINE_FIELD, bounds: Bounds
         del found["extra"]
         ours = seams.names.id_keys.union(seams.names.tags)
         found = {str(name): value for name, value in nested.items() if name not in ours} | found
-    if found:
-        quotes = is_warning(record)
+    if found and is_warning(record):
         for name, value in found.items():
-            if isinstance(value, str):
-                shown = value if len(value) <= limit else bounds.cut(value, limit)
-                if quotes and len(shown) >= SHORTEST_QUOTE:
-                    shown = hide_quoted(shown)
-                found[name] = shown
+            if isinstance(value, str) and len(value) >= SHORTEST_QUOTE:
+                found[name] = hide_quoted(value if len(value) <= limit else bounds.cut(value, limit))
     return found
 
 
@@ -330,7 +331,9 @@ class JsonLines(logging.Formatter):
                 # One that has the shown name of an id is the user's own and wins, as it does on the record.
                 while (key in line and key not in names.id_keys) or key in last:
                     key = "extra." + key
-                line[key] = value
+                line[key] = (
+                    value if type(value) is not str or len(value) <= LINE_FIELD else LINES.cut(value, LINE_FIELD)
+                )
         error = record_exception(record)
         if error:
             exc_info = None if names.error is None else exc_info_of(record)
@@ -423,4 +426,6 @@ def _quoted(value: object) -> str:
         if value and type(value) is list and all(type(part) is str for part in value)
         else field_text(value)
     )
+    if len(text) > LINE_FIELD:
+        text = LINES.cut(text, LINE_FIELD)
     return repr(text) if " " in text else text

@@ -23,7 +23,7 @@ from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
 from otel_correlation.logs.record import FIELDS, seams
-from otel_correlation.policy import DEFAULT, bounds_for, scrubbed, text_of
+from otel_correlation.policy import bounds_for, scrubbed, text_of
 from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _ATTRIBUTES: Final = 100
 _NAME: Final = 256
 # What is left of each text of a list or dict whose texts are too long together.
 _SHORTEST: Final = 64
+_INT64: Final = 1 << 63
 _NO_CONTEXT: Final = Context()
 
 
@@ -57,7 +58,7 @@ class Export:
         self._only_sampled = settings.logs_export == "sampled"
         self._query_values = settings.query_values
         self._busy = threading.local()
-        self._loggers: dict[str, Logger] = {}
+        self._loggers: dict[str, tuple[Logger, Bounds]] = {}
         self._recent: set[tuple[Any, ...]] = set()
         self._order: deque[tuple[Any, ...]] = deque()
 
@@ -107,16 +108,14 @@ class Export:
         ids = _ids(record)
         if self._only_sampled and _is_unsampled(ids or get_current_span(context).get_span_context()):
             return
-        logger = self._loggers.get(record.name)
-        if logger is None:
-            logger = self._provider.get_logger(record.name)
+        found = self._loggers.get(record.name)
+        if found is None:
+            made = self._provider.get_logger(record.name)
+            limits = made._log_record_limits.max_log_record_attribute_length if type(made) is SdkLogger else None
+            found = made, bounds_for(limits)
             if len(self._loggers) < _LOGGERS:
-                self._loggers[record.name] = logger
-        bounds = (
-            bounds_for(logger._log_record_limits.max_log_record_attribute_length)
-            if type(logger) is SdkLogger
-            else DEFAULT
-        )
+                self._loggers[record.name] = found
+        logger, bounds = found
         out = LogRecord(
             timestamp=int(record.created * 1e9),
             observed_timestamp=time.time_ns(),
@@ -246,7 +245,9 @@ def _value(value: object, bounds: Bounds) -> Any:
     kind = type(value)
     if kind is str:
         return _utf8(value if len(value) <= bounds.value else bounds.cut(value, bounds.value))  # type: ignore[arg-type]
-    if kind is bool or kind is float or kind is int:
+    if kind is int and -_INT64 <= value < _INT64:  # type: ignore[operator] # it is an int
+        return value
+    if kind is bool or kind is float:
         return lines.plain(value)
     return _within(lines.plain(value), bounds, [bounds.value])
 
@@ -256,7 +257,7 @@ def _within(value: Any, bounds: Bounds, left: list[int]) -> Any:
     Return ``value`` with its texts cut, where all of them together may have ``left[0]`` characters.
     """
     if isinstance(value, str):
-        kept = max(left[0], _SHORTEST)
+        kept = max(left[0], min(_SHORTEST, bounds.value))
         left[0] -= len(value)
         return _utf8(value if len(value) <= kept else bounds.cut(value, kept))
     if isinstance(value, dict):

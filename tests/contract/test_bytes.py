@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanLimits
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, Router
@@ -106,7 +107,24 @@ def test_nothing_that_a_caller_sends_is_held_whole(wire: Wire, path: str) -> Non
         assert attributes["http.request.method_original"] == "M" * 32 + "...[cut from 2000000 characters]"
         assert attributes["url.path"].endswith("p...[cut from 2000001 characters]")
     assert max(len(text) for value in attributes.values() for text in texts(value)) <= DEFAULT.header
-    assert span_bytes(span) < 100_000
+    held = sum(len(text) for value in attributes.values() for text in texts(value))
+    assert held < span_bytes(span) < 100_000
+
+
+def test_what_user_code_puts_on_a_span_is_counted(wire: Wire) -> None:
+    """
+    A SERVER span is as large as what the application set on it, also in place of what was there.
+    """
+
+    async def sets(_request: Request) -> PlainTextResponse:
+        trace.get_current_span().set_attribute("mine", "x" * LONG)
+        trace.get_current_span().set_attribute("user_agent.original", "y" * LONG)
+        return PlainTextResponse("x")
+
+    app = FastAPI()
+    app.router.routes.append(Route("/", sets))
+    asyncio.run(exchange(app, http_scope("GET", "/")))
+    assert 2 * LONG < span_bytes(wire.server) < 2 * LONG + 10_000
 
 
 def test_captured_headers_of_a_response_are_cut(wire: Wire) -> None:

@@ -49,6 +49,7 @@ from otel_correlation.policy import outbound, recording, trust
 from otel_correlation.request_id import parse, to_trace_id
 from otel_correlation.sampling import RatioSampler
 from otel_correlation.settings import Settings
+from otel_correlation.stores import bounded
 from otel_correlation.stores import Event, LogLine, Span, StoreError, Trace, as_json, cause, entry, find, waterfall
 from otel_correlation.stores.client import Http
 from otel_correlation.stores.embedded import EmbeddedStore
@@ -571,7 +572,7 @@ def _otlp(media: str, text: str) -> None:
 
 def _gzip(text: str) -> None:
     body = _bytes(text)
-    with contextlib.suppress(otlp.MalformedError, otlp.TooBigError):
+    with contextlib.suppress(bounded.MalformedError, bounded.TooBigError):
         assert len(otlp.decompress(body, 1 << 20)) <= 1 << 20
 
 

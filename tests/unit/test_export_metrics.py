@@ -99,6 +99,16 @@ def test_the_queue_is_seen_filling_and_overflowing(held: Held) -> None:
     assert values[f"{prefix}processed", "queue_full"] == 3
 
 
+def test_what_a_queue_full_of_bytes_drops_has_a_reason_of_its_own(held: Held) -> None:
+    """
+    Items and bytes have bounds of their own, so the metric says which of them was reached.
+    """
+    guard.count("spans.dropped.queue_bytes", 7)
+    values = collect(held.batcher)
+    assert values["otel.sdk.processor.span.processed", "queue_bytes"] == 7
+    assert ("otel.sdk.exporter.span.exported", "queue_bytes") not in values
+
+
 def test_losses_are_counted_by_their_cause(held: Held) -> None:
     """
     What the exporter lost is `exported` with `error.type`; what it never saw is `processed` with one; nothing is both.
