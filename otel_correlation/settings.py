@@ -698,7 +698,9 @@ def _checked(name: str, value: object, present: object) -> object:
     if isinstance(present, tuple) and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if type(value) is not type(present):
-        message = f"{name}={value!r}: pass a {type(present).__name__}"
+        # Of a wrong type, nobody knows where in it a password is.
+        shown = "" if name in ("stores", "traces_endpoint", "sampler_arg") else f"={value!r}"
+        message = f"{name}{shown}: pass a {type(present).__name__}"
         raise ConfigError(message)
     least = 0 if name == "schedule_delay_ms" else 1
     if isinstance(value, int) and not isinstance(value, bool) and value < least:

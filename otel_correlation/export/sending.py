@@ -295,7 +295,7 @@ class Sender:
                 rejected,
                 count,
                 self.kind,
-                shown_text(message)[:200],
+                shown_text(message[:1000])[:200],
             )
         guard.count(f"{self.kind}.exported", count - rejected)
 

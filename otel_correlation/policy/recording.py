@@ -22,8 +22,14 @@ _SEPARATORS: Final = re.compile("([&;])")
 _WEB: Final = frozenset({"", "http", "https", "ws", "wss"})
 # A URL in a query of a URL in a query, and one encoded so many times: what goes deeper is not shown.
 _DEPTH: Final = 3
-# Of a query's key, percent-encoded; the name is the last 200 characters.
-_KEY_CHARACTERS: Final = 600
+# Of a query's key, and percent-encoded: its end says what it is.
+_NAME_CHARACTERS: Final = 64
+_KEY_CHARACTERS: Final = 3 * _NAME_CHARACTERS
+# Pairs of a query that are looked at, and characters of values that may be a URL: some milliseconds at the worst.
+_PAIRS: Final = 128
+_URL_CHARACTERS: Final = 2048
+# What may become // or ? where it is decoded: %2F, %3F, and % itself.
+_ENCODED: Final = re.compile("%(?:2[5Ff]|3[Ff])")
 
 
 class Patterns:
@@ -144,14 +150,16 @@ def _union(names: Sequence[str]) -> re.Pattern[str] | None:
 
 def _is_secret(key: str) -> bool:
     key = key[-_KEY_CHARACTERS:]
-    return is_secret_in_query((unquote_plus(key) if "%" in key or "+" in key else key)[-200:])
+    return is_secret_in_query((unquote_plus(key) if "%" in key or "+" in key else key)[-_NAME_CHARACTERS:])
 
 
 def redact_query(query: str, mode: str) -> str:
     """
     Replace query values that must not be recorded; the keys and their order stay.
 
-    A URL that is a value loses its own secrets; one that is percent-encoded is replaced whole where it has any.
+    A URL that is a value loses its own secrets; one that is percent-encoded is replaced whole where it has any. At most
+    128 pairs are looked at, what comes behind them is one ``REDACTED``. Values that may be a URL are looked into for
+    2,048 characters in all, others are replaced. Of a key, the last 64 characters are read.
 
     Args:
         query: The query string without ``?``, as received.
@@ -168,17 +176,22 @@ def redact_url(url: str, mode: str) -> str:
 
 
 def _redacted(query: str, mode: str, depth: int) -> str:
-    parts = _SEPARATORS.split(query)
+    parts = _SEPARATORS.split(query, _PAIRS)
     redacted = False
+    left = _URL_CHARACTERS
     # Pieces stand at even places, what separates them at odd ones.
     for index in range(0, len(parts), 2):
+        if index == 2 * _PAIRS:
+            parts[index] = REDACTED
+            break
         key, equals, value = parts[index].partition("=")
         if equals:
             redacted = bool(value) and (mode == "none" or _is_secret(key))
             if redacted:
                 parts[index] = f"{key}={REDACTED}"
-            elif "/" in value or "%" in value:
-                parts[index] = f"{key}={_value(value, mode, depth)}"
+            elif "//" in value or "?" in value or ("%" in value and _ENCODED.search(value)):
+                left -= len(value)
+                parts[index] = f"{key}={_value(value, mode, depth) if left >= 0 else REDACTED}"
         elif redacted and key and index and parts[index - 1] == ";":
             # Servers differ on whether ";" separates: it may be the rest of the secret.
             parts[index] = REDACTED

@@ -104,10 +104,13 @@ def _without_secrets(text: str) -> str:
     lines = text.split("\n")
     is_source = False
     for number, line in enumerate(lines):
-        # The line of the program that a traceback shows: `connect(password=password)` is no secret.
-        if not is_source:
+        if is_source:
+            # The line of the program that a traceback shows: `connect(password=password)` is no secret.
+            is_source = False
+        elif '", line ' in line and line.lstrip(_BARS).startswith('File "'):
+            is_source = True
+        else:
             lines[number] = _without_pairs(line)
-        is_source = line.lstrip(_BARS).startswith('File "')
     return "\n".join(lines)
 
 

@@ -2,8 +2,8 @@
 Which names have a value that nobody may read: one list for queries, for texts of exceptions and for the collectors.
 
 The rules of names in ``collector/*.yaml`` are made of the same list: ``python -m tests.redaction_rules --write`` puts
-them there, and a test fails while a file has others. No expression repeats without a bound, so a name costs no more than
-its length.
+them there, and a test fails while a file has others. No expression repeats without a bound, so a name costs no more
+than its length.
 
 See: semantic-conventions docs/http/http-spans.md (``url.full``); OWASP Logging Cheat Sheet, "Data to exclude"; what
 Sentry, Django and Rails leave out by default.
@@ -115,31 +115,32 @@ MEASURES: Final = (
 TAIL: Final = "(?:[._-]?(?:[0-9]{1,3}|id|value|hash|confirm(?:ation)?|again|repeat|old|new|number))?"
 # After a word: no letter that continues it. `token` ends in `tokenCount` and `token_x`, not in `tokens` or `tokenizer`.
 END: Final = "(?:[^A-Za-z]|[A-Z][a-z]|ID|$)"
-_NAME_CHARACTERS: Final = 200
+_NAME_CHARACTERS: Final = 64
 
 
 def _any(phrases: tuple[str, ...]) -> str:
-    return "|".join(phrase.replace(" ", "[^A-Za-z0-9]?") for phrase in phrases)
+    return "(?:" + "|".join(phrase.replace(" ", "[^a-z0-9]?") for phrase in phrases) + ")"
 
 
-_SECRET: Final = re.compile(f"(?i:{_any(ENDS)}){END}|(?:^|[^A-Za-z0-9])(?i:{_any(WORDS)}){END}")
+# For names in lower case, with a _ in each hump: a word ends where no letter follows.
+_SECRET: Final = re.compile(f"{_any(ENDS)}(?![a-z])|(?<![a-z0-9]){_any(WORDS)}(?![a-z])")
 _IN_QUERY: Final = re.compile(
-    f"(?i:{_any(QUERY_ENDS)}){END}|(?:^|[^A-Za-z])(?i:{_any(QUERY_WORDS)}){END}"
-    f"|(?:^|[^A-Za-z])(?i:{_any(QUERY_LAST)})[^A-Za-z]*$|^(?i:{_any(QUERY_EXACT)})[^A-Za-z]*$"
+    f"{_any(QUERY_ENDS)}(?![a-z])|(?<![a-z]){_any(QUERY_WORDS)}(?![a-z])|(?<![a-z]){_any(QUERY_LAST)}[^a-z]*$"
+    f"|^{_any(QUERY_EXACT)}[^a-z]*$"
 )
-_MEASURE: Final = re.compile(f"(?:[^A-Za-z](?i:{_any(MEASURES)})|{'|'.join(word.capitalize() for word in MEASURES)})$")
-_IN_TEXT: Final = re.compile(f"(?i:(?:{_any(ENDS)}|(?:^|[^a-z0-9])(?:{_any(WORDS)})){TAIL}$)")
+_MEASURE: Final = re.compile(f"[^a-z]{_any(MEASURES)}$")
+_IN_TEXT: Final = re.compile(f"(?:{_any(ENDS)}|(?<![a-z0-9]){_any(WORDS)}){TAIL}$")
 _HUMP: Final = re.compile("([a-z0-9])([A-Z])")
 
 
 def _words(name: str) -> str:
-    return _HUMP.sub(r"\1_\2", name[-_NAME_CHARACTERS:])
+    return _HUMP.sub(r"\1_\2", name[-_NAME_CHARACTERS:]).lower()
 
 
 @lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
     """
-    Tell whether a value of this name must not be shown, wherever it stands; the name's last 200 characters are read.
+    Tell whether a value of this name must not be shown, wherever it stands; the name's last 64 characters are read.
     """
     name = _words(name)
     return _SECRET.search(name) is not None and _MEASURE.search(name) is None

@@ -49,8 +49,19 @@ from otel_correlation.policy import outbound, recording, trust
 from otel_correlation.request_id import parse, to_trace_id
 from otel_correlation.sampling import RatioSampler
 from otel_correlation.settings import Settings
-from otel_correlation.stores import bounded
-from otel_correlation.stores import Event, LogLine, Span, StoreError, Trace, as_json, cause, entry, find, waterfall
+from otel_correlation.stores import (
+    Event,
+    LogLine,
+    Span,
+    StoreError,
+    Trace,
+    as_json,
+    bounded,
+    cause,
+    entry,
+    find,
+    waterfall,
+)
 from otel_correlation.stores.client import Http
 from otel_correlation.stores.embedded import EmbeddedStore
 from otel_correlation.stores.jaeger import JaegerStore

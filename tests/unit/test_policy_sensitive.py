@@ -256,6 +256,20 @@ def test_a_url_in_a_query_loses_its_secrets(value: str) -> None:
     assert redact_query(f"next={value}", "all") == f"next={value}"
 
 
+def test_what_is_not_looked_at_is_not_shown() -> None:
+    """
+    A query of many pairs, or of many encoded values, costs no more than the first of them; the rest is not recorded.
+    """
+    shown = redact_query("&".join(f"a{number}=hunter{number}" for number in range(200)), "sensitive")
+    assert shown.startswith("a0=hunter0&a1=hunter1&")
+    assert shown.endswith("a127=hunter127&REDACTED")
+    shown = redact_query("&".join(f"a{number}=//{'x' * 998}" for number in range(4)), "sensitive")
+    assert shown.endswith("x&a2=REDACTED&a3=REDACTED")
+    assert redact_query("next=//" + "x" * 2046, "sensitive").endswith("xx")
+    assert redact_query("next=//" + "x" * 2047, "sensitive") == "next=REDACTED"
+    assert redact_query("q=" + "x" * 3000, "sensitive").endswith("xx")
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

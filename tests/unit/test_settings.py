@@ -511,6 +511,16 @@ def test_a_wrong_address_shows_no_credential(name: str, value: str) -> None:
     assert SENT not in "".join(problems)
 
 
+@pytest.mark.parametrize("name", ["stores", "traces_endpoint", "sampler_arg"])
+def test_an_address_of_a_wrong_type_in_code_is_not_shown(name: str) -> None:
+    """
+    The error names the setting and the type to pass; what was passed may hold a password.
+    """
+    with pytest.raises(ConfigError, match=f"^{name}: pass a ") as caught:
+        with_overrides(Settings(), {name: {f"http://u:{SENT}@h"}})
+    assert SENT not in str(caught.value)
+
+
 def test_frozen() -> None:
     """
     Settings do not change after they were read.
