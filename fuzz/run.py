@@ -43,7 +43,7 @@ def fuzz(parser: Parser, seconds: int) -> list[str]:
     for directory in (grown, seeds):
         directory.mkdir(parents=True, exist_ok=True)
     for number, example in enumerate(parser.examples):
-        coding, errors = ("utf-8", "surrogateescape") if parser.wide else ("latin-1", "replace")
+        coding, errors = ("utf-8", "surrogatepass") if parser.wide else ("latin-1", "replace")
         (seeds / str(number)).write_bytes(example.encode(coding, errors))
     kept = ROOT / "fuzz" / "corpus" / folder_of(parser.name)
     corpora = [str(path) for path in (grown, kept, seeds) if path.is_dir()]
