@@ -278,7 +278,8 @@ class Library:
         self.body = _sync_stream(module.SyncByteStream)
         self.async_body = _async_stream(module.AsyncByteStream)
         self._patched: list[tuple[type, str, Any, Any]] = []
-        self._lock = threading.Lock()
+        # Reentrant: what a signal handler or a finalizer closes may settle, too.
+        self._lock = threading.RLock()
 
     def settle(self) -> None:
         """

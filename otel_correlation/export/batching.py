@@ -23,7 +23,7 @@ from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Status
 
 from otel_correlation import guard, identity
-from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter
+from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter, Wake
 from otel_correlation.export.sizes import record_bytes, span_bytes
 from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
 from otel_correlation.semconv import REQUEST_ID
@@ -114,7 +114,7 @@ class Batcher(Generic[T]):
         self._held = 0
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._awake = False
         self._in_flight = 0
         self.handed_over = 0
@@ -290,8 +290,7 @@ class Batcher(Generic[T]):
     def _work(self) -> None:
         due = time.monotonic() + self._delay_s
         while not (self._closing and not self._queue):
-            self._wake.wait(max(due - time.monotonic(), 0.0))
-            self._wake.clear()
+            self._wake.wait(due - time.monotonic())
             self._awake = False
             wanted = self._wanted
             everything = (

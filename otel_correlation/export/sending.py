@@ -10,6 +10,7 @@ See: opentelemetry-proto docs/specification.md, "OTLP/HTTP Response" and "OTLP/H
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import random
 import threading
@@ -87,6 +88,32 @@ def _is_cut_off(error: Exception | None) -> bool:
     return isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError)
 
 
+class Wake:
+    """
+    Wakes one thread that waits; being woken uses the call up.
+
+    Not ``threading.Event``, which holds a lock while it is set: a signal handler or a finalizer that logs at that
+    moment would wait for its own thread. Here each call is one step.
+    """
+
+    def __init__(self) -> None:
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def set(self) -> None:
+        """
+        Wake the thread, or keep it from falling asleep the next time; any thread may call it, any number of times.
+        """
+        with contextlib.suppress(RuntimeError):  # called before, and nobody has woken since
+            self._asleep.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """
+        Wait until ``set`` was called, or for so many seconds; return whether it was.
+        """
+        return self._asleep.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
+
+
 class Sender:
     """
     Delivers serialized batches to one endpoint, one at a time, for as long as it takes.
@@ -127,8 +154,8 @@ class Sender:
         self._unreachable_since: float | None = None
         self._deadline: float | None = None
         self._attempts_before_stop = 0
-        self._hurry = threading.Event()
-        self._stop = threading.Event()
+        self._hurry = Wake()
+        self._stop = Wake()
 
     def send(self, payload: bytes, count: int) -> bool:
         """
@@ -217,7 +244,7 @@ class Sender:
         Undo ``stop``.
         """
         self._deadline = None
-        self._stop.clear()
+        self._stop.wait(0.0)
 
     def is_hopeless(self, attempts_before: int) -> bool:
         """
@@ -243,8 +270,8 @@ class Sender:
         # Not closed: a lock of the connection pool may have been held at the fork.
         self._transport = None
         self._unreachable_since = None
-        self._hurry = threading.Event()
-        self._stop = threading.Event()
+        self._hurry = Wake()
+        self._stop = Wake()
 
     def _compress(self, payload: bytes) -> bytes:
         if self._compression == "gzip":
@@ -266,7 +293,8 @@ class Sender:
         Pause as long as the collector asked; at exit, give up if that is longer than there is time.
         """
         end = time.monotonic() + min(delay_s, 3600.0)
-        self._stop.wait(end - time.monotonic())
+        if self._deadline is None:
+            self._stop.wait(end - time.monotonic())
         if self._deadline is None:
             return
         if end >= self._deadline:
@@ -280,7 +308,6 @@ class Sender:
             return
         backoff = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LAST_BACKOFF_S)
         self._hurry.wait(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        self._hurry.clear()
 
     def _delivered(self, result: BaseHTTPResult, count: int) -> None:
         rejected, message = self._partial_success(result)

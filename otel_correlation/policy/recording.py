@@ -38,7 +38,8 @@ class Patterns:
 
     ``health`` matches ``/health``, ``/api/health`` and ``/health/live``, not ``/healthy`` and never a host. A pattern
     that starts with ``/`` matches from the path's start only, one that starts with ``http`` the whole URL. A
-    pattern that does not compile is left out, with one line.
+    pattern that does not compile is left out, with one line. Nothing matches a path or a URL of more than 2,048
+    characters: patterns are the operator's, what they run on is the caller's, and some take quadratic time.
 
     Args:
         text: The comma list.
@@ -55,7 +56,7 @@ class Patterns:
                 if entry.startswith(("http:", "https:", "http?", "https?", "http(", "^http")):
                     urls.append(re.compile(entry))
                 else:
-                    paths.append(re.compile(rf"(?:^|/)(?:{entry.rstrip('/') or '/'})(?:/|$)"))
+                    paths.append(_path_pattern(entry.rstrip("/") or "/"))
             except re.error as error:
                 guard.logger.warning("%s: %r is not a regular expression (%s); left out", name, entry, error)
         self._paths = tuple(paths)
@@ -71,8 +72,10 @@ class Patterns:
         """
         Tell whether a path, or the whole URL, is excluded.
         """
+        if len(path) > limits.DEFAULT.path:
+            return False
         return any(pattern.search(path) for pattern in self._paths) or (
-            bool(url) and any(pattern.match(url) for pattern in self._urls)
+            0 < len(url) <= limits.DEFAULT.path and any(pattern.match(url) for pattern in self._urls)
         )
 
     @property
@@ -81,6 +84,13 @@ class Patterns:
         Tell whether a pattern looks at the whole URL.
         """
         return bool(self._urls)
+
+
+def _path_pattern(entry: str) -> re.Pattern[str]:
+    # What follows ".*" may begin anywhere. With the ".*" it would be looked for from each slash to the end of the path.
+    if entry.startswith(".*") and entry[2:3] not in ("", "?", "+", "*", "{") and "|" not in entry:
+        return re.compile(rf"(?:{entry[2:]})(?:/|$)")
+    return re.compile(rf"(?:^|/)(?:{entry})(?:/|$)")
 
 
 class HeaderCapture:

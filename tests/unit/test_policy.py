@@ -40,6 +40,15 @@ from otel_correlation.policy import HeaderCapture, Patterns, redact_query
         ("http", "/http", True),
         ("httpbin", "/httpbin/x", True),
         ("", "/x", False),
+        (".*foo", "/a/foo", True),
+        (".*foo", "/afoo/b", True),
+        (".*foo", "/foot", False),
+        (".*/health", "/health", True),
+        (".*?foo", "/afoo", True),
+        (".*foo|bar", "/xbar", False),
+        (".*foo|bar", "/x/bar", True),
+        ("health", "/health/" + "a" * 2_040, True),
+        ("health", "/health/" + "a" * 2_041, False),
     ],
 )
 def test_path_patterns(patterns: str, path: str, excluded: bool) -> None:

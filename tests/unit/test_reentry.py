@@ -15,6 +15,8 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_correlation import bind, guard, identity, ids
+from otel_correlation.export import batching, sending
+from otel_correlation.export.batching import Batcher
 from otel_correlation.identity import Identity
 
 if TYPE_CHECKING:
@@ -101,6 +103,36 @@ def test_warning() -> None:
     assert at_every_line(
         lambda: guard.warn_seldom("key", "outer"), lambda: guard.warn_seldom("key", "from a handler"), guard, threading
     )
+
+
+@pytest.mark.parametrize("room", [4, 100_000])
+def test_queueing_and_flushing(room: int) -> None:
+    """
+    A handler may queue and flush while the thread that it interrupted does; each item is exported or counted once.
+    """
+    exported: list[int] = []
+    batcher = Batcher[int](
+        "spans", exported.extend, delay_ms=10, max_queue_size=room, max_batch_size=2, size_of=lambda _: 1
+    )
+    handled = 0
+
+    def put() -> None:
+        for number in range(20):
+            batcher.put(number)
+        batcher.flush(5)
+
+    def handler() -> None:
+        nonlocal handled
+        handled += 1
+        batcher.put(-handled)
+        if handled % 40 == 0:
+            batcher.flush(0.01)  # it may have interrupted the start of the thread that it waits for
+
+    assert at_every_line(put, handler, batching, sending, threading)
+    batcher.shutdown()
+    lost = sum(amount for reason, amount in guard.counters().items() if reason.startswith("spans.dropped."))
+    assert len(exported) == len(set(exported))
+    assert len(exported) + lost == 20 + handled
 
 
 def test_the_reuse_guard() -> None:
