@@ -125,7 +125,7 @@ def test_queueing_and_flushing(room: int) -> None:
         nonlocal handled
         handled += 1
         batcher.put(-handled)
-        if handled % 40 == 0:
+        if handled % 3 == 0:
             batcher.flush(0.01)  # it may have interrupted the start of the thread that it waits for
 
     assert at_every_line(put, handler, batching, sending, threading)
