@@ -88,12 +88,14 @@ def full(unit: str, join: str = "") -> str:
 def many(name: str, value: str) -> list[tuple[str, str]]:
     """
     Return a header as often as the size allows; ``#`` in its name or value is its number.
+
+    On the wire each has at least a colon and a line's end besides.
     """
     found: list[tuple[str, str]] = []
     size = 0
     for number in itertools.count():
         pair = name.replace("#", f"{number:x}"), value.replace("#", f"{number:x}")
-        size += len(pair[0]) + len(pair[1])
+        size += len(pair[0]) + len(pair[1]) + len(":\r\n")
         if size > SIZE:
             return found
         found.append(pair)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -141,6 +142,9 @@ class ServerConfig:
 _FOLD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_", b"abcdefghijklmnopqrstuvwxyz-")
 
 
+_first: Final[Callable[[tuple[bytes, bytes]], bytes]] = itemgetter(0)
+
+
 def folded(name: bytes) -> bytes:
     """
     Return a header's name in the one spelling that all its spellings share.
@@ -154,10 +158,12 @@ def spellings(headers: list[tuple[bytes, bytes]], wanted: frozenset[bytes]) -> d
 
     All names are folded at once, in C: one by one, 16,000 headers cost more than a millisecond.
     """
-    names = [*{name for name, _ in headers}]
+    names = [*{*map(_first, headers)}]
     folds = folded(b"\n".join(names)).split(b"\n")
     if len(folds) != len(names):  # no header, or a name with a line feed, which no server lets through
         folds = [folded(name) for name in names]
+    if wanted.isdisjoint(folds):
+        return {}
     return {name: fold for name, fold in zip(names, folds, strict=True) if fold in wanted}
 
 

@@ -170,6 +170,8 @@ def test_x_forwarded_for(value: str, trusted: bool) -> None:
         ("", False),
         (INSIDE, False),
         (f"for={INSIDE};" + "a=b;" * 4000, False),
+        (f"for={INSIDE};proto=https;by=_a;host=h" + ";" * 253, True),
+        (f"for={INSIDE};proto=https;by=_a;host=h" + ";" * 254, False),
         (", ".join([f"for={INSIDE}", *[f"for={PROXY}"] * MAX_HOPS]), False),
     ],
 )
