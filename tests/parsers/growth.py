@@ -192,7 +192,7 @@ def _reach(parser: Parser, *, report: Callable[[dict[str, Any]], None]) -> None:
         for example in parser.examples:
             parser.call(example)
         # A slow case is found elsewhere; here each only has to run.
-        for case in itertools.islice(cases(parser, parser.tokens, everything=False), 200):
+        for case in itertools.islice(cases(parser, parser.tokens, everything=False), 120):
             parser.call(case.text(12))
     finally:
         sys.setprofile(None)
