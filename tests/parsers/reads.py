@@ -45,6 +45,7 @@ READS: Final[dict[str, tuple[str, ...]]] = {
         "edge._response.with_ids",
         "policy.bounds.Bounds.decode",
         "policy.recording.Patterns.__init__",
+        "policy.recording._path_pattern",
         "policy.recording._SEPARATORS",
         "policy.recording._union",
         "policy.trust.Networks.__contains__",
