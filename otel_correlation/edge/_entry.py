@@ -15,7 +15,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, ids, propagators, semconv
-from otel_correlation.edge._record import Record, collect, folded, spellings
+from otel_correlation.edge._record import Record, collect, folded, names_of, spelling
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_fields
@@ -56,12 +56,14 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         scope["headers"] = headers = list(headers)
     trust = config.trust
     # One pass over what may be 16,000 headers; everything below looks at the few that are read.
-    spelled: Mapping[bytes, bytes] = {}
-    if trust is not None:
-        spelled = spellings(headers, config.judged)
-    names = config.read if trust is None else spelled
-    read = [pair for pair in headers if pair[0] in names]
-    wanted = config.wanted
+    if trust is None:
+        names = config.read
+        read = [pair for pair in headers if pair[0] in names]
+    else:
+        read = spelling(headers, config.judged)
+    # Asked first: of a caller whose context is thrown away nothing is parsed but two ids, for a link and an attribute.
+    restarted = trust is not None and not trust.continues(scope, semconv.SCOPE_PEER, read)
+    wanted = config.told if restarted else config.wanted
     found: dict[bytes, list[bytes]] = {}
     for name, value in read:
         if name in wanted:
@@ -73,12 +75,10 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     received: str | None = None
     values: dict[str, Any] = {}
     links: Sequence[Link] = ()
-    # Asked first: of a caller whose context is thrown away nothing is parsed but two ids, for a link and an attribute.
-    restarted = trust is not None and not trust.continues(scope, semconv.SCOPE_PEER, read)
     if found and not config.id_names.isdisjoint(found):
         received = _received_id(config, record, found)
     if restarted:
-        links = _restart(config, scope, record, found, received, spelled)
+        links = _restart(config, scope, record, found, received, read)
         received = None
     else:
         ours = propagate.get_global_textmap() is config.textmap
@@ -181,7 +181,7 @@ def _restart(
     record: Record,
     found: dict[bytes, list[bytes]],
     received: str | None,
-    spelled: Mapping[bytes, bytes],
+    read: list[tuple[bytes, bytes]],
 ) -> Sequence[Link]:
     """
     End what a caller that is not trusted propagates: the application sees none of it, the span links to its trace.
@@ -198,8 +198,8 @@ def _restart(
         with guard.never_raise("edge.restart"):
             fields = propagate.get_global_textmap().fields
             ending = ending | {folded(name.encode("latin-1")) for name in fields}
-            spelled = spellings(headers, ending)
-    gone = {name for name, fold in spelled.items() if fold in ending}
+            read = spelling(headers, ending)
+    gone = {name for name in names_of(read) if folded(name) in ending}
     # A list of its own, also where nothing goes: the final id is added to it.
     scope["headers"] = [pair for pair in headers if pair[0] not in gone] if gone else [*headers]
     record.caller_id = received

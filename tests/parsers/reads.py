@@ -41,7 +41,7 @@ READS: Final[dict[str, tuple[str, ...]]] = {
         "edge._record._shown_query",
         "edge._record.collect",
         "edge._record.only",
-        "edge._record.spellings",
+        "edge._record.spelling",
         "edge._response.with_ids",
         "policy.bounds.Bounds.decode",
         "policy.recording.Patterns.__init__",
