@@ -27,7 +27,7 @@ from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
 from otel_correlation.export.sizes import SHORT, text_bytes
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
-from otel_correlation.policy import DEFAULT, bounds_for, scrubbed, stack_of, text_of
+from otel_correlation.policy import DEFAULT, bounds_for, class_name, scrubbed, stack_of, text_of
 from otel_correlation.sampling import RatioSampler, without_threshold
 
 if TYPE_CHECKING:
@@ -217,13 +217,6 @@ class LightSpan(Span):
             return
         self._end_time = time_ns() if end_time is None else end_time
         self._owner.on_end(self)
-
-
-def class_name(kind: type) -> str:
-    """
-    Return the full name of a class, as ``exception.type`` and ``error.type`` want it; builtins have no module.
-    """
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def exception_event(

@@ -15,7 +15,7 @@ from otel_correlation.policy.bounds import (
     Bounds,
     bounds_for,
 )
-from otel_correlation.policy.exceptions import scrubbed, scrubbed_stack, stack_of, text_of
+from otel_correlation.policy.exceptions import class_name, scrubbed, scrubbed_stack, stack_of, text_of
 from otel_correlation.policy.outbound import ALL, Outbound, host_pattern, outbound_for
 from otel_correlation.policy.recording import (
     REDACTED,
@@ -57,6 +57,7 @@ __all__ = [
     "Patterns",
     "Trust",
     "bounds_for",
+    "class_name",
     "file_problem",
     "hide_quoted",
     "host_pattern",

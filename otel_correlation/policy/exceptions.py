@@ -85,6 +85,13 @@ def _without_open_url(text: str) -> str:
     return text if at < 0 else text[: len(text) - len(last) + at + 3]
 
 
+def class_name(kind: type) -> str:
+    """
+    Return the full name of a class, as ``exception.type`` and ``error.type`` want it; builtins have no module.
+    """
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def text_of(error: BaseException) -> str:
     """
     Return ``str(error)``, or what can be said when that raises.
@@ -196,8 +203,7 @@ def _one(error: BaseException, trace: TracebackType | None, bounds: Bounds) -> I
     if count > _FIRST + _LAST:
         yield f"  ({count - _FIRST - _LAST} frames are left out.)\n"
     yield from _frames(deque(islice(traceback.walk_tb(trace), _FIRST, None), _LAST))
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = class_name(type(error))
     yield f"{name}: {scrubbed(text_of(error), bounds.message, bounds)}\n"
 
 
