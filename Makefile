@@ -30,8 +30,8 @@ check: setup ## lint, types, import contract
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: setup ## the fast suite, on this Python
-	$(BIN)/python -m pytest
+test: setup ## the fast suite, on this Python; TESTS=tests/unit runs a part
+	$(BIN)/python -m pytest $(TESTS)
 
 cov: setup ## branch coverage of the fast suite
 	$(BIN)/python -m coverage run -m pytest -q
