@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry._logs import LogRecord, get_logger_provider
@@ -22,7 +21,7 @@ from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
 from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
-from otel_correlation.logs.record import FIELDS, seams
+from otel_correlation.logs.record import EXPORTED, seams
 from otel_correlation.policy import bounds_for, scrubbed, text_of
 from otel_correlation.tracer import class_name
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 # What the export says about itself must not be exported: each failed batch would feed the next one.
 _NEVER: Final = "opentelemetry"
-_RECENT: Final = 1024
 _LOGGERS: Final = 1024
 # Of the SDK's 128; more would make it warn with every record.
 _ATTRIBUTES: Final = 100
@@ -59,13 +57,16 @@ class Export:
         self._query_values = settings.query_values
         self._busy = threading.local()
         self._loggers: dict[str, tuple[Logger, Bounds]] = {}
-        self._recent: set[tuple[Any, ...]] = set()
-        self._order: deque[tuple[Any, ...]] = deque()
 
     def __call__(self, record: logging.LogRecord) -> None:
         """
-        Emit ``record`` unless it was emitted before, or comes from the export itself.
+        Emit ``record`` unless it, or what it is a copy of, was emitted before, or comes from the export itself.
         """
+        found = record.__dict__
+        if EXPORTED in found:
+            return
+        # Never by a record's values: at a frozen instant, or with somebody else's times, different records are equal.
+        found[EXPORTED] = True
         busy = self._busy.__dict__
         if busy or in_export():  # made while this thread emits or exports another record
             return
@@ -94,7 +95,7 @@ class Export:
         """
         Count ``record`` as emitted.
         """
-        self._seen(record)
+        record.__dict__[EXPORTED] = True
 
     def _emit(self, record: logging.LogRecord) -> None:
         context = get_current()
@@ -102,8 +103,6 @@ class Export:
             return
         # Exporters of others mark their threads with this key; user code inside of a request may set it, too.
         if context.get(_SUPPRESS_INSTRUMENTATION_KEY) and identity.get_from(context) is None:
-            return
-        if self._seen(record):
             return
         ids = _ids(record)
         if self._only_sampled and _is_unsampled(ids or get_current_span(context).get_span_context()):
@@ -135,22 +134,6 @@ class Export:
             logger.emit(out)
         # The record waits in a queue; the context would keep the request, and all that the application put there.
         out.context = _NO_CONTEXT
-
-    def _seen(self, record: logging.LogRecord) -> bool:
-        """
-        Return whether this record, or one that a queue or a socket copied, was emitted before.
-        """
-        if record.process is not None and record.process != os.getpid():
-            # Unpickled from another process: one that is correlated exports its own records.
-            return all(name in record.__dict__ for name in FIELDS)
-        key = (record.created, record.thread, record.name, record.lineno, record.relativeCreated)
-        if key in self._recent:
-            return True
-        self._recent.add(key)
-        self._order.append(key)
-        if len(self._order) > _RECENT:
-            self._recent.discard(self._order.popleft())
-        return False
 
 
 def _is_within(logger: SdkLogger, out: LogRecord) -> bool:
