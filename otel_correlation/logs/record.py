@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # What contrib's logging instrumentation puts on records (its own names, its own values for "none").
 CONTRIB_FIELDS: Final = ("otelTraceID", "otelSpanID", "otelTraceSampled", "otelServiceName")
 CORRELATION_ID: Final = "correlation_id"
+# On a record that was exported, and on whatever copies it: a queue's handler, pickle, ``makeLogRecord``. Formatters
+# take a name that begins with an underscore as private.
+EXPORTED: Final = "_otel_correlation_exported"
 
 # Module globals, because every record of the process passes here.
 _IDENTITY: Final = identity._KEY
