@@ -88,7 +88,7 @@ class ServerConfig:
         receive_spans: Whether ``http receive`` spans are made.
         send_spans: Whether ``http send`` spans are made.
         trust: Whose ids are continued; everybody's if None.
-        look_up: Finds the route of a request that middleware answered before the router saw it.
+        look_up: Finds the route of a request that no route told of.
         options: The keyword arguments that all this was built from.
     """
 
@@ -425,7 +425,7 @@ def finish(record: Record, scope: Scope) -> None:
         record.forgive()  # a server may cancel what it runs for a client that is gone
     # Servers answer 500 for an application that returns without an answer.
     status = record.status = record.status or (0 if record.unsent else 500)
-    if record.route is None and record.config.look_up is not None and "router" not in scope:
+    if record.route is None and record.config.look_up is not None:
         # Each part behind a boundary of its own: a route, processor or meter of somebody else's costs only itself.
         with guard.never_raise("edge.route"):
             route = record.config.look_up(scope)
