@@ -81,6 +81,7 @@ class ClientConfig:
     """
 
     __slots__ = (
+        "_without_spans",
         "duration",
         "excluded",
         "injector",
@@ -125,6 +126,16 @@ class ClientConfig:
         self.on_async_response = on_async_response
         self.outbound = outbound
         self.injector: _Injector | None = None
+        self._without_spans: ClientConfig | None = None
+
+    def without_spans(self) -> ClientConfig:
+        """
+        Return the same for a client that makes neither span nor measurement; the context that is current goes on.
+        """
+        found = self._without_spans
+        if found is None:
+            found = self._without_spans = ClientConfig(self.settings, tracer=None, outbound=self.outbound)
+        return found
 
 
 class Attempt:

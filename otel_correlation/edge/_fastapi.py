@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from otel_correlation.edge._record import ASGIApp, Receive, Record, Scope, Send, ServerConfig
     from otel_correlation.settings import Settings
 
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
+
 # What an application knows of its own instrumentation: a ServerConfig, or None where it was switched off.
 _APP_CONFIG: Final = "_otel_correlation_config"
 _UNSET: Final[Any] = object()

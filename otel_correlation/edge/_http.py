@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
     from otel_correlation.tracer import Tracer
 
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
+
 
 async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """

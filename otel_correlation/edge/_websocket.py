@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
 
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
+
 _DENIAL: Final = "websocket.http.response"
 _NO_CODE: Final = 1005  # RFC 6455: a close frame without a code
 _NO_CLOSE: Final = 1006  # RFC 6455: the connection ended without a close frame
