@@ -26,8 +26,8 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.clients._copies import Names, kept_back, remember_sent
+from otel_correlation.outcome import show
 from otel_correlation.policy import redact_url
-from otel_correlation.tracer import class_name, record_exception
 
 if TYPE_CHECKING:
     import re
@@ -81,6 +81,7 @@ class ClientConfig:
     """
 
     __slots__ = (
+        "_without_spans",
         "duration",
         "excluded",
         "injector",
@@ -125,6 +126,16 @@ class ClientConfig:
         self.on_async_response = on_async_response
         self.outbound = outbound
         self.injector: _Injector | None = None
+        self._without_spans: ClientConfig | None = None
+
+    def without_spans(self) -> ClientConfig:
+        """
+        Return the same for a client that makes neither span nor measurement; the context that is current goes on.
+        """
+        found = self._without_spans
+        if found is None:
+            found = self._without_spans = ClientConfig(self.settings, tracer=None, outbound=self.outbound)
+        return found
 
 
 class Attempt:
@@ -239,22 +250,22 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """
-        End with an error; being cancelled is not one.
+        End with what left the transport, or the body of the response.
         """
         if self._ended:
             return
         try:
+            # An exception that a transport made of a response, such as raise_for_status().
+            response = getattr(error, "response", None)
+            if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
+                self._note(status, getattr(response, "extensions", {}).get("http_version"))
+            error_type = show(self.span, error)
             if isinstance(error, Exception):
-                # An exception that a transport made of a response, such as raise_for_status().
-                response = getattr(error, "response", None)
-                if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
-                    self._note(status, getattr(response, "extensions", {}).get("http_version"))
-                record_exception(self.span, error)
                 # A text with a URL in it, such as raise_for_status() makes, may hold what url.full must not.
                 text, name = str(error), type(error).__name__
                 self.span.set_status(StatusCode.ERROR, name if "://" in text else f"{name}: {text}")
-                if self._measured is not None:
-                    self._measured[error_attributes.ERROR_TYPE] = class_name(type(error))
+            if self._measured is not None and error_type is not None:
+                self._measured[error_attributes.ERROR_TYPE] = error_type
         except Exception:  # noqa: BLE001 - the boundary
             guard.report("client.error")
         self.end()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from otel_correlation.clients._attempt import Attempt, ClientConfig
 
+# What a user's exception passes through here is nothing that a test's report should show (pytest reads this name).
+__tracebackhide__ = True
+
 # On a client: what it was told, or OFF.
 CONFIG: Final = "_otel_correlation_config"
 OFF: Final[Any] = object()
@@ -262,6 +265,14 @@ def _async_stream(base: type) -> type:
     return AsyncBody
 
 
+@functools.lru_cache(maxsize=64)
+def _is_test_client(kind: type) -> bool:
+    """
+    Tell whether a client is Starlette's for tests: it calls the application, and no service calls another by it.
+    """
+    return any(base.__name__ == "TestClient" and base.__module__ == "starlette.testclient" for base in kind.__mro__)
+
+
 class Library:
     """
     httpx or httpx2: what its clients were told, and what of it is patched.
@@ -348,6 +359,9 @@ class Library:
                     return original(client, request)
                 finally:
                     _reset(token)
+            kind: Any = type(client)
+            if _is_test_client(kind):
+                config = config.without_spans()
             return send(config, functools.partial(original, client), request, self.body, None)
 
         return _send_single_request

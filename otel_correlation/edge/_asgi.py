@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from otel_correlation.edge._record import ASGIApp, Receive, Scope, Send, ServerConfig
 
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
+
 
 async def serve(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """

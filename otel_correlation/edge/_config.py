@@ -12,6 +12,7 @@ from opentelemetry import metrics as metrics_api
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from starlette.routing import Match
 
+from otel_correlation import semconv
 from otel_correlation.edge._metrics import ServerMetrics
 from otel_correlation.edge._peer import keep_socket_peers
 from otel_correlation.edge._record import ServerConfig
@@ -73,8 +74,10 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
 
 def _look_up(scope: Scope) -> str | None:
     """
-    Match the routes of an application whose middleware answered, as its router would have.
+    Find the route of a request that no route told of: one that answered by itself, or that middleware answered.
     """
+    if "router" in scope:
+        return _answered_itself(scope)
     partial = None
     # FastAPI documents it nowhere; without it such a request has no route.
     contexts = getattr(fastapi.routing, "iter_route_contexts", None)
@@ -87,3 +90,17 @@ def _look_up(scope: Scope) -> str | None:
         if match is Match.PARTIAL and partial is None:
             partial = route.path or None  # empty in FastAPI 0.142 for a plain route of an included router
     return partial
+
+
+def _answered_itself(scope: Scope) -> str | None:
+    """
+    Return the route that a router chose and whose class has a ``handle`` of its own, or None.
+    """
+    route = scope.get("route")
+    if route is None or isinstance(route, starlette.routing.Mount):
+        return None
+    effective = scope.get("fastapi", {}).get("effective_route_context")
+    if effective is not None and getattr(effective, "original_route", None) is route:
+        route = effective  # with the prefix of the router that it was included in
+    path = getattr(route, "path", None)
+    return None if path is None else scope.get(semconv.SCOPE_MOUNT, "") + (path or "/")

@@ -118,7 +118,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
         return record, Context(values)
     if parent is not None and _SPAN_KEY not in values:
         values[_SPAN_KEY] = NonRecordingSpan(parent)
-    if config.excludes and config.excluded.match(scope.get("path", ""), _url(config, scope)):
+    if config.excludes and is_excluded(config, scope):
         if parent is None and trace_id is not None:
             # Ids for the log lines; unsampled, so that nothing below it is exported as an orphan.
             flags = TraceFlags(TraceFlags.RANDOM_TRACE_ID if minted else 0)
@@ -226,6 +226,13 @@ def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[byt
         if record.refused:
             gone.add(next(entry for entry in config.settings.request_id_headers if entry in found))
         scope["headers"] = [pair for pair in headers if pair[0] not in gone] + [(name, value)]
+
+
+def is_excluded(config: ServerConfig, scope: Scope) -> bool:
+    """
+    Tell whether an application wants no span for this request.
+    """
+    return config.excluded.match(scope.get("path", ""), _url(config, scope))
 
 
 def _url(config: ServerConfig, scope: Scope) -> str:

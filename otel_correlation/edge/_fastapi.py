@@ -24,14 +24,17 @@ from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._asgi import serve, set_default
 from otel_correlation.edge._config import config_for
 from otel_correlation.edge._http import serve_http
+from otel_correlation.edge._inner import serve_inner
 from otel_correlation.edge._peer import forget_socket_peers
-from otel_correlation.edge._record import Record, ServerConfig, call_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_correlation.edge._record import ASGIApp, Receive, Scope, Send
+    from otel_correlation.edge._record import ASGIApp, Receive, Record, Scope, Send, ServerConfig
     from otel_correlation.settings import Settings
+
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
 
 # What an application knows of its own instrumentation: a ServerConfig, or None where it was switched off.
 _APP_CONFIG: Final = "_otel_correlation_config"
@@ -75,7 +78,14 @@ def _patched_call(original: Any) -> Any:
         config: ServerConfig | None = self.__dict__.get(_APP_CONFIG, _UNSET)
         if config is _UNSET:
             config = _plug.everywhere
-        if config is None or semconv.SCOPE_KEY in scope:
+        if semconv.SCOPE_KEY in scope:
+            # The edge is outside already. What this application alone was told holds all the same.
+            if config is None or not config.options or config is _plug.everywhere or config is _outer(scope):
+                await original(self, scope, receive, send)
+            else:
+                await serve_inner(config, functools.partial(original, self), scope, receive, send)
+            return
+        if config is None:
             await original(self, scope, receive, send)
             return
         if _plug.serving is not None:
@@ -89,6 +99,10 @@ def _patched_call(original: Any) -> Any:
         await serve_it(config, functools.partial(original, self), scope, receive, send)
 
     return __call__
+
+
+def _outer(scope: Scope) -> ServerConfig | None:
+    return getattr(scope[semconv.SCOPE_KEY], "config", None)
 
 
 def _begin_to_serve() -> None:
@@ -211,9 +225,9 @@ def _patched_middleware_call(original: Any) -> Any:
     @functools.wraps(original)
     async def __call__(self: OpenTelemetryMiddleware, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807
         app: ASGIApp = self.app
-        hook = self.server_request_hook
-        if hook is not None:
-            app = _hooked(app, hook)
+        inner = _told(self)
+        if inner is not None:
+            app = functools.partial(serve_inner, inner, app)
         if semconv.SCOPE_KEY in scope:
             await app(scope, receive, send)
             return
@@ -226,14 +240,27 @@ def _patched_middleware_call(original: Any) -> Any:
     return __call__
 
 
-def _hooked(app: ASGIApp, hook: Any) -> ASGIApp:
-    async def hooked(scope: Scope, receive: Receive, send: Send) -> None:
-        record = scope.get(semconv.SCOPE_KEY)
-        if isinstance(record, Record) and record.span is not None:
-            call_hook(record.span, hook, scope)
-        await app(scope, receive, send)
+_TOLD: Final = "_otel_correlation_told"
 
-    return hooked
+
+def _told(middleware: Any) -> ServerConfig | None:
+    """
+    Return what contrib's middleware was made with by hand, or None if that is nothing.
+    """
+    found: ServerConfig | None = middleware.__dict__.get(_TOLD, _UNSET)
+    if found is _UNSET:
+        found = None
+        with guard.never_raise("edge.middleware"):
+            options = {
+                name: value for name in _PARAMETERS[:3] if (value := getattr(middleware, name, None)) is not None
+            }
+            excluded = getattr(getattr(middleware, "excluded_urls", None), "_excluded_urls", None)
+            if excluded:
+                options["excluded_urls"] = ",".join(excluded)
+            if options:
+                found = config_for(_settings(), _plug.textmap, **options)
+        setattr(middleware, _TOLD, found)
+    return found
 
 
 def _config_inside(app: Any) -> ServerConfig | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -16,15 +15,14 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.semconv.attributes import error_attributes
-from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from otel_correlation import guard, identity, ids, logs, propagators, semconv
+from otel_correlation import guard, identity, ids, logs, outcome, propagators, semconv
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers, parse
-from otel_correlation.tracer import Tracer, class_name, record_exception
+from otel_correlation.tracer import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,13 +171,7 @@ class Scope:
 
 def _end(span: Span, error: BaseException | None) -> None:
     try:
-        if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit):
-            # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
-            if not isinstance(error, SystemExit) or error.code:
-                span.set_attribute(error_attributes.ERROR_TYPE, class_name(type(error)))
-                span.set_status(StatusCode.ERROR)
-        elif error is not None and not isinstance(error, GeneratorExit):
-            record_exception(span, error)
+        outcome.show(span, error, may_leave=True)
     finally:
         span.end()
 
