@@ -648,12 +648,16 @@ class _Composite(CompositePropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
+        given = context
         context = Context() if context is None else context
         for propagator in self._propagators:
             try:
                 context = propagator.extract(carrier, context, getter=getter)
             except Exception:  # noqa: BLE001 - a propagator of somebody else's
                 guard.report("propagator.extract")
+        # What is current decides: a carrier that names no request of its own is read by the request that runs.
+        if given is None and (running := identity.current()) is not None and identity.get_from(context) is None:
+            return identity.set_in(context, running)
         return context
 
     def inject(
