@@ -289,6 +289,51 @@ class Attempt:
             self.end()
 
 
+class Call:
+    """
+    One send of a client whose transport sends by another one: a cache, a retry. The attempts are that one's, if any.
+
+    It has what an attempt below reads of the one that it repeats.
+
+    Attributes:
+        config: What the client was told.
+        merged: As an attempt's.
+        outer: None: an attempt's parent is what is current where it is sent.
+        request: The request that the client sends.
+        sends: How often the call sent so far.
+        sent: The headers that we put on its requests.
+        used: True: nothing of ours is under way until the transport below is used.
+    """
+
+    __slots__ = ("config", "merged", "request", "sends", "sent")
+
+    outer: Final = None
+    used: Final = True
+
+    def __init__(self, config: ClientConfig, request: Any) -> None:
+        self.config = config
+        self.request = request
+        # The transport sees ids on the request, and may send it by other means than httpx's.
+        begin(config, request, bare=True)
+        self.sends, self.sent, self.merged = request.__dict__.get(_SENT) or (0, [], ())
+
+
+class _Nested:
+    """
+    True while an attempt is open: for other HTTP instrumentations inside of a transport that sends by another client.
+
+    Not just True: what such a transport starts, such as a task that renews its token, keeps the context afterwards.
+    """
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    def __bool__(self) -> bool:
+        return not self._attempt._ended
+
+
 # Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them, so there are
 # never more than responses were open at once.
 _dropped: deque[tuple[Attempt, int]] = deque()
@@ -539,27 +584,39 @@ def _injector(config: ClientConfig) -> _Injector:
     return found
 
 
-def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> Attempt | None:
+def begin(
+    config: ClientConfig,
+    request: Any,
+    again: Attempt | Call | None = None,
+    *,
+    bare: bool = False,
+    nested: bool = False,
+) -> Attempt | None:
     """
     Start an attempt and put its headers on the request; never raises.
 
     Args:
         config: What the client was told.
         request: The request. What we put on it for an earlier attempt is replaced, what the caller set stays.
-        again: An earlier attempt of the same call that a transport repeats.
+        again: An earlier attempt of the same call that a transport repeats, or the call.
+        bare: Nothing is sent yet: only the headers are put on the request, and they name what is current.
+        nested: Whether a transport that is none of httpx's sends it, by another client perhaps: that one's own
+            instrumentation makes no second span.
 
     Returns:
-        The attempt, or None where there is no span: suppressed, excluded, SDK disabled.
+        The attempt, or None where there is no span: bare, suppressed, excluded, SDK disabled.
     """
     if _dropped:
         end_dropped()
     span: Span | None = None
     try:
-        outer = otel_context.get_current() if again is None else again.outer
+        outer = None if again is None else again.outer
+        if outer is None:
+            outer = otel_context.get_current()
         allowed = None if config.outbound is None else config.outbound(request.url)
         if outer and (
             outer.get(_SUPPRESS_INSTRUMENTATION_KEY)
-            or outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+            or ((found_there := outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)) and type(found_there) is not _Nested)
             or outer.get(_SUPPRESS_PLAIN)
         ):
             if allowed is not None:
@@ -594,7 +651,11 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
         context = outer
         attempt: Attempt | None = None
         tracer = config.tracer
-        if tracer is not None and (config.excluded is None or not config.excluded.search(str(request.url))):
+        if (
+            not bare
+            and tracer is not None
+            and (config.excluded is None or not config.excluded.search(str(request.url)))
+        ):
             links: Sequence[Link] = ()
             if _TRACEPARENT in present and _TRACEPARENT not in passed:
                 set_by_caller = propagators.extract_from_headers([present[_TRACEPARENT]], [])
@@ -611,6 +672,8 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             if found.is_valid:
                 context = Context({**outer, _SPAN_KEY: span})
             attempt = Attempt(config, request, span, outer, context, sends + 1)
+            if nested:
+                attempt.context = Context({**context, _SUPPRESS_HTTP_INSTRUMENTATION_KEY: _Nested(attempt)})
         else:
             found = get_current_span(outer).get_span_context()
         sent = injector.headers(context, found if found.is_valid else None, present, kept, passed, allowed)
@@ -618,7 +681,7 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
         if sent and not injector.watched.isdisjoint(present):
             kept, merged = injector.without_replaced(kept, sent, passed)
         _write(request, held, kept, sent)
-        request.__dict__[_SENT] = (sends + 1, sent, merged)
+        request.__dict__[_SENT] = (sends if bare else sends + 1, sent, merged)
         if allowed is not None and sent:
             remember_sent(sent)
         if attempt is not None:
@@ -631,6 +694,9 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
                 # All of them: a transport may copy the request of any earlier attempt.
                 again.sends, again.sent = sends + 1, again.sent + sent
                 again.merged = again.merged or merged
+                if again.request is not request:
+                    # The next hop of a redirect is made of that one.
+                    again.request.__dict__[_SENT] = (again.sends, again.sent, again.merged)
             capture = config.request_headers
             if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
