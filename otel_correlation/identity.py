@@ -12,7 +12,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from otel_correlation import guard
+from otel_correlation import guard, semconv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _KEY: Final = create_key("otel-correlation")
 _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
+_LISTS: Final = (semconv.BAGGAGE.encode(), semconv.TRACESTATE.encode())
+# A valid request id has at most 200 bytes, a traceparent 55.
+_SHORT: Final = 200
+_MAX_SHORT: Final = 2
 # Reentrant: a signal handler or a finalizer may bind while its own thread does.
 _bind_lock = threading.RLock()
 
@@ -35,7 +39,8 @@ class Identity:
         fields: Fields that ``bind`` added, for every later record.
         span: The SERVER span, or None where none is made (excluded, SDK disabled).
         handled: The exception that one of the application's exception handlers answered last, and its traceback.
-        received: The headers that name the caller's work, as they came, by lower-case name, while the request runs.
+        received: The headers that name the caller's work, as they came, by lower-case name; after the end of the
+            request ``short_ones`` of them.
     """
 
     __slots__ = ("fields", "handled", "received", "request_id", "span")
@@ -46,6 +51,21 @@ class Identity:
         self.span = span
         self.handled: tuple[BaseException, TracebackType | None] | None = None
         self.received: Mapping[bytes, list[bytes]] | None = None
+
+
+def short_ones(received: Mapping[bytes, list[bytes]] | None) -> Mapping[bytes, list[bytes]] | None:
+    """
+    Return of a request's own inbound headers those that its tasks may hold for as long as they like, or None.
+
+    A task that outlives its request may pass on ``request.headers``, so a ``traceparent`` must still be known as the
+    caller's. Lists (baggage, tracestate) and what is longer than any id go: what a caller sent may be large.
+    """
+    kept = {
+        name: values
+        for name, values in (received or {}).items()
+        if name not in _LISTS and len(values) <= _MAX_SHORT and max(map(len, values)) <= _SHORT
+    }
+    return kept or None
 
 
 def set_in(context: Context, identity: Identity) -> Context:

@@ -25,6 +25,7 @@ from otel_correlation.clients._seams import (
     OFF,
     Library,
     await_hook,
+    call_around,
     call_hook,
     is_running,
     running,
@@ -391,6 +392,10 @@ def _transport_request(original: Any) -> Any:
     @functools.wraps(original)
     def handle_request(self: Any, request: Any) -> Any:
         if is_running():
+            if (around := call_around()) is not None:
+                # Below a transport of the user's that has sent nothing yet: the attempt begins here.
+                send_it = functools.partial(handle_request, self)
+                return send(around.config, send_it, request, _plug.library(self._module).body, None, around)
             # One span: contrib's code forwards now, and the transport's own hooks get the span there is.
             attempt, config = running(), _transport_config(self)
             if attempt is not None:
@@ -409,6 +414,10 @@ def _transport_async_request(original: Any) -> Any:
     @functools.wraps(original)
     async def handle_async_request(self: Any, request: Any) -> Any:
         if is_running():
+            if (around := call_around()) is not None:
+                send_it = functools.partial(handle_async_request, self)
+                body = _plug.library(self._module).async_body
+                return await send_async(around.config, send_it, request, body, None, around)
             attempt, config = running(), _transport_config(self)
             if attempt is not None:
                 await await_hook(config.on_async_request, attempt.span, request)

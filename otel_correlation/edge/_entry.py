@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from otel_correlation import guard, ids, propagators, semconv
 from otel_correlation.edge._record import Record, collect, folded, names_of, spelling
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
-from otel_correlation.identity import Identity
+from otel_correlation.identity import Identity, short_ones
 from otel_correlation.request_id import from_fields
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     else:
         ours = propagate.get_global_textmap() is config.textmap
         if (found or not ours) and not config.settings.sdk_disabled:
-            parent, values = _extract(config, found) if ours else _extract_foreign(scope)
+            parent, values = _extract(config, found) if ours else _extract_foreign(scope, found)
         if trust is not None:
             record.forced = trust.forces(read)
     trace_id: int | None = None
@@ -110,9 +110,9 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     record.identity = values[_IDENTITY_KEY] = who = Identity(final)
     if not restarted:
         who.received = found
-    elif record.caller_id is not None:
-        # Nothing else is made of what a caller that is not trusted sent.
-        who.received = {config.id_name: [record.caller_id.encode("ascii")]}
+    else:
+        # Nothing is made of them, but a wrapper around the application may have kept them, and pass them on.
+        who.received = short_ones(found)
     tracer = config.tracer
     if tracer is None:
         return record, Context(values)
@@ -154,12 +154,18 @@ def _extract(config: ServerConfig, found: dict[bytes, list[bytes]]) -> tuple[Spa
     return parent, {}
 
 
-def _extract_foreign(scope: Scope) -> tuple[SpanContext | None, dict[str, Any]]:
+def _extract_foreign(scope: Scope, found: dict[bytes, list[bytes]]) -> tuple[SpanContext | None, dict[str, Any]]:
     """
-    Ask the propagator that somebody else made the global one.
+    Ask the propagator that somebody else made the global one; what came in its format is added to ``found``.
     """
+    textmap = propagate.get_global_textmap()
+    with guard.never_raise("edge.fields"):
+        names = {name.lower().encode("latin-1") for name in textmap.fields}.difference(found)
+        for name, value in scope["headers"]:
+            if name in names:
+                found.setdefault(name, []).append(value)
     try:
-        context = propagate.get_global_textmap().extract(scope, Context(), _getter)
+        context = textmap.extract(scope, Context(), _getter)
     except Exception:  # noqa: BLE001 - somebody else's code; the request keeps its id
         guard.report("edge.extract")
         return None, {}

@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 from otel_correlation import guard, logs, semconv
 from otel_correlation.edge._validation import describe
 from otel_correlation.export.sizes import SHORT, text_bytes, value_bytes
-from otel_correlation.identity import detach
+from otel_correlation.identity import detach, short_ones
 from otel_correlation.outcome import only, outcome_of, record_exception, show, was_cancelled
 from otel_correlation.policy import CUT, DEFAULT, FORWARDING, redact_query
 from otel_correlation.tracer import LightSpan
@@ -125,7 +125,8 @@ class ServerConfig:
         """
         settings = self.settings
         self.id_names = frozenset(settings.request_id_headers)
-        self.wanted = self.id_names | _PROPAGATION
+        # The name to send, too: where a caller has something there that we do not read, passing it on would hide ours.
+        self.wanted = self.id_names | _PROPAGATION | {settings.response_header.lower().encode("latin-1", "replace")}
         self.told = self.id_names | {b"traceparent"}
         self.id_name = settings.request_id_headers[0]
         self.response_header = settings.response_header.lower().encode("ascii")
@@ -554,4 +555,5 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     scope.pop(semconv.SCOPE_KEY, None)
     record.error = record.answered = record.identity.handled = None
     # What a caller sent may be large, and tasks of the request may keep its identity.
-    record.identity.received = None
+    if record.identity.received:
+        record.identity.received = short_ones(record.identity.received)

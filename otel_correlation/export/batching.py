@@ -491,9 +491,11 @@ class SpanPipeline(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """
-        Put ``request_id`` on the span unless it is there.
+        Put ``request_id`` on the span unless it is there: that of its context, or of the request that runs.
         """
-        found = identity.current() if parent_context is None else identity.get_from(parent_context)
+        found = None if parent_context is None else identity.get_from(parent_context)
+        if found is None:
+            found = identity.current()
         if found is not None:
             attributes = span.attributes
             if attributes is None or REQUEST_ID not in attributes:

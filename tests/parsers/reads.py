@@ -79,6 +79,7 @@ READS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "edge: WebSocket handshake": ("propagators._BAGGAGE_MEMBER",),
     "edge: under foreign propagators": (
+        "edge._entry._extract_foreign",
         "edge._entry._ScopeGetter.get",
         "edge._response._MessageSetter.set",
     ),
@@ -95,6 +96,8 @@ READS: Final[dict[str, tuple[str, ...]]] = {
         "propagators._TRACEPARENT",
         "propagators._decoded",
         "propagators._fields",
+        "propagators._forget",
+        "propagators._key_of",
         "propagators._lower",
         "propagators._members",
         "propagators._parsed",
@@ -104,6 +107,8 @@ READS: Final[dict[str, tuple[str, ...]]] = {
         "propagators.extract_from_headers",
         "propagators.format_baggage",
         "propagators.format_tracestate",
+        "propagators.merge_baggage",
+        "propagators.merge_tracestate",
         "request_id.from_headers",
     ),
     "tracestate and sampling": (

@@ -260,7 +260,11 @@ def _propagated(text: str) -> dict[str, str]:
     _TEXTMAP.inject(carrier, found)
     # What user code adds, and a second extraction on top of it.
     more = baggage.set_baggage("added", text[:99], context=found)
-    _TEXTMAP.inject({}, _TEXTMAP.extract({"baggage": text}, more))
+    again = _TEXTMAP.extract({"baggage": text}, more)
+    _TEXTMAP.inject({"Baggage": text}, again)
+    # What others wrote before us.
+    propagators.merge_baggage([_bytes(text), b"added=1"], propagators.format_baggage(again))
+    propagators.merge_tracestate([_bytes(text)], propagators.EMPTY)
     return carrier
 
 
