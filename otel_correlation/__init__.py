@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from otel_correlation._version import __version__  # noqa: TC004
     from otel_correlation.bootstrap import bootstrap, stats  # noqa: TC004
     from otel_correlation.edge import edge  # noqa: TC004
+    from otel_correlation.formats import IdsFilter, IdsFormatter, log_config  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
     from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
     from otel_correlation.tasks import carried, continue_from, inject, work  # noqa: TC004
@@ -28,6 +29,8 @@ _early.load_readers()
 
 __all__ = [
     "ConfigError",
+    "IdsFilter",
+    "IdsFormatter",
     "__version__",
     "bind",
     "bootstrap",
@@ -35,6 +38,7 @@ __all__ = [
     "continue_from",
     "edge",
     "inject",
+    "log_config",
     "request_id",
     "stats",
     "trace_id",
@@ -43,6 +47,8 @@ __all__ = [
 
 _HOMES: Final = {
     "ConfigError": "guard",
+    "IdsFilter": "formats",
+    "IdsFormatter": "formats",
     "__version__": "_version",
     "bind": "identity",
     "bootstrap": "bootstrap",
@@ -50,6 +56,7 @@ _HOMES: Final = {
     "continue_from": "tasks",
     "edge": "edge",
     "inject": "tasks",
+    "log_config": "formats",
     "request_id": "identity",
     "stats": "bootstrap",
     "trace_id": "identity",

@@ -391,7 +391,7 @@ class TextLines(logging.Formatter):
     One readable line; a traceback follows it, each of its lines behind a bar so that none can pass for a record.
     """
 
-    def __init__(self, query_values: str = "sensitive", *, colours: bool) -> None:
+    def __init__(self, query_values: str = "sensitive", *, colours: bool = False) -> None:
         super().__init__()
         self._query_values = query_values
         self._colours = colours

@@ -19,7 +19,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, semconv
-from otel_correlation.logs.presets import FIELDS as _FIELDS
+from otel_correlation.formats import FIELDS as _FIELDS
 from otel_correlation.logs.presets import PLAIN, build
 from otel_correlation.policy import hide_quoted, scrub
 
@@ -158,7 +158,7 @@ class _Seams:
     What is active now: the wrappers below stay pass-through while these are None.
     """
 
-    __slots__ = ("adopt", "export", "fields", "handling", "names", "reconsider", "route")
+    __slots__ = ("added", "adopt", "export", "fields", "handling", "names", "route")
 
     def __init__(self) -> None:
         self.fields: _Fields | None = None
@@ -166,7 +166,7 @@ class _Seams:
         # Called instead of the logger's handlers; returns False to let them have the record.
         self.route: Callable[[logging.Logger, logging.LogRecord], bool] | None = None
         # Called when a logger got a handler.
-        self.reconsider: Callable[[logging.Logger, logging.Handler], None] | None = None
+        self.added: Callable[[logging.Logger, logging.Handler], None] | None = None
         # Called with a record that another logger's sink made, before it gets its fields.
         self.adopt: Callable[[logging.LogRecord], None] | None = None
         # Its ``record`` is what a handler of this thread is busy with; somebody wants to know.
@@ -262,9 +262,9 @@ def _our_call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
 
 def _our_add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:  # pragma: no cover
     _add_handler.original(self, hdlr)
-    reconsider = seams.reconsider
-    if reconsider is not None:
-        reconsider(self, hdlr)
+    added = seams.added
+    if added is not None:
+        added(self, hdlr)
 
 
 def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any:  # pragma: no cover
@@ -385,7 +385,7 @@ def uninstall() -> None:
     """
     Leave ``logging`` as it was found; a wrapper that somebody wrapped in turn stays and does nothing.
     """
-    seams.fields = seams.export = seams.route = seams.reconsider = None
+    seams.fields = seams.export = seams.route = seams.added = None
     seams.names = PLAIN
     for patch in _PATCHES:
         patch.remove()

@@ -21,8 +21,8 @@ from structlog._base import BoundLoggerBase
 from structlog.stdlib import ProcessorFormatter, render_to_log_kwargs
 
 from otel_correlation import guard
+from otel_correlation.formats import FIELDS
 from otel_correlation.logs import foreign, lines
-from otel_correlation.logs.presets import FIELDS
 from otel_correlation.logs.record import EXPORTED, Patch, seams
 
 if TYPE_CHECKING:
