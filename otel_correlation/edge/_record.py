@@ -544,3 +544,4 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     record.error = record.answered = record.identity.handled = None
     # What a caller sent may be large, and tasks of the request may keep its identity.
     record.identity.received = None
+    record.identity.ended = True
