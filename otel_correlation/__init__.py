@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otel_correlation.edge import edge  # noqa: TC004
     from otel_correlation.formats import IdsFilter, IdsFormatter, log_config  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
-    from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
+    from otel_correlation.identity import bind, detached, request_id, trace_id  # noqa: TC004
     from otel_correlation.tasks import carried, continue_from, inject, work  # noqa: TC004
 
 # Before any module of ours imports one that raises on what the environment says.
@@ -36,6 +36,7 @@ __all__ = [
     "bootstrap",
     "carried",
     "continue_from",
+    "detached",
     "edge",
     "inject",
     "log_config",
@@ -54,6 +55,7 @@ _HOMES: Final = {
     "bootstrap": "bootstrap",
     "carried": "tasks",
     "continue_from": "tasks",
+    "detached": "identity",
     "edge": "edge",
     "inject": "tasks",
     "log_config": "formats",

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 _KEY: Final = create_key("otel-correlation")
+# The identity whose timer's callback runs: what the callback arms once that has ended is not its own. In the context
+# itself, so that it goes along into tasks and threads, and is gone where another identity begins.
+_ARMED: Final = create_key("otel-correlation-armed")
+# Of nobody.
+NOTHING: Final = Context()
 _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
 _LISTS: Final = (semconv.BAGGAGE.encode(), semconv.TRACESTATE.encode())
 # A valid request id has at most 200 bytes, a traceparent 55.
@@ -38,17 +43,19 @@ class Identity:
         request_id: The final request id.
         fields: Fields that ``bind`` added, for every later record.
         span: The SERVER span, or None where none is made (excluded, SDK disabled).
+        ended: Whether the request, or the ``work``, is over; tasks and timers of it may still run.
         handled: The exception that one of the application's exception handlers answered last, and its traceback.
         received: The headers that name the caller's work, as they came, by lower-case name; after the end of the
             request ``short_ones`` of them.
     """
 
-    __slots__ = ("fields", "handled", "received", "request_id", "span")
+    __slots__ = ("ended", "fields", "handled", "received", "request_id", "span")
 
     def __init__(self, request_id: str, span: Span | None = None) -> None:
         self.request_id = request_id
         self.fields: dict[str, Any] = {}
         self.span = span
+        self.ended = False
         self.handled: tuple[BaseException, TracebackType | None] | None = None
         self.received: Mapping[bytes, list[bytes]] | None = None
 
@@ -89,6 +96,47 @@ def current() -> Identity | None:
     """
     found = otel_context.get_current().get(_KEY)
     return found if isinstance(found, Identity) else None
+
+
+def armed(context: Context) -> Context:
+    """
+    Return the context for the callback of a timer that is armed in this one: its own, or nobody's.
+
+    What an identity arms is its own. What its timers arm once more is, too, for as long as it has not ended; after that
+    the chain would keep it for ever.
+
+    See: ADR-017.
+    """
+    who = context.get(_KEY)
+    if not isinstance(who, Identity):
+        return context
+    if context.get(_ARMED) is who:
+        return NOTHING if who.ended else context
+    return Context({**context, _ARMED: who})
+
+
+class detached:  # noqa: N801 - used as a function is
+    """
+    A ``with`` block in which there is no request: for what a request starts for the service, not for itself.
+
+    Tasks, threads, timers and jobs that are started in it have no ids, and spans that are made in it begin traces of
+    their own. Never raises; outside of a request it changes nothing. Objects may be entered again, also at once.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> None:
+        """
+        Make no request current.
+        """
+        self._tokens.append(otel_context._RUNTIME_CONTEXT.attach(NOTHING))
+
+    def __exit__(self, *_: object) -> None:
+        """
+        Make current what was before.
+        """
+        detach(self._tokens.pop())
 
 
 def request_id() -> str | None:

@@ -557,3 +557,4 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     # What a caller sent may be large, and tasks of the request may keep its identity.
     if record.identity.received:
         record.identity.received = short_ones(record.identity.received)
+    record.identity.ended = True

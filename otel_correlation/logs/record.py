@@ -194,6 +194,10 @@ def enrich(record: logging.LogRecord) -> None:
             record.__dict__.setdefault(name, "")
 
 
+# In place of what a class does not have itself.
+_INHERITED: Final = object()
+
+
 class Patch:
     """
     One wrapped method, and what it wraps.
@@ -206,7 +210,7 @@ class Patch:
         self.name = name
         self.original: Any = getattr(owner, name)
         # As it stands in the class, which is not what reading it there gives: a static method, a wrapt wrapper.
-        self.found: Any = owner.__dict__[name]
+        self.found: Any = owner.__dict__.get(name, _INHERITED)
         self.ours: Any = None
         self.placed = False
 
@@ -216,7 +220,7 @@ class Patch:
         """
         # Still placed after an uninstall: somebody wrapped ours in turn, so it is called and must not wrap itself.
         if not self.placed:
-            found = self.owner.__dict__[self.name]
+            found = self.owner.__dict__.get(self.name, _INHERITED)
             if found is not self.ours:  # it is ours when whoever wrapped it has put it back since
                 self.original, self.found = getattr(self.owner, self.name), found
                 setattr(self.owner, self.name, self.ours)
@@ -226,8 +230,11 @@ class Patch:
         """
         Put back what was there, unless somebody has wrapped ours in turn.
         """
-        if self.placed and self.owner.__dict__[self.name] is self.ours:
-            setattr(self.owner, self.name, self.found)
+        if self.placed and self.owner.__dict__.get(self.name) is self.ours:
+            if self.found is _INHERITED:
+                delattr(self.owner, self.name)
+            else:
+                setattr(self.owner, self.name, self.found)
             self.placed = False
 
 

@@ -110,6 +110,8 @@ class Scope:
         try:
             if error is not None:
                 identity.stash(error)
+            if (who := identity.get_from(begun.context)) is not None:
+                who.ended = True
             if begun.span is not None:
                 _end(begun.span, error)
             if begun.given is not None:

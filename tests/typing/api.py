@@ -15,6 +15,7 @@ from otel_correlation import (
     bootstrap,
     carried,
     continue_from,
+    detached,
     edge,
     inject,
     request_id,
@@ -51,6 +52,14 @@ def counted() -> int:
     except ConfigError as error:
         print(error)
     return stats().get("request_id.refused", 0)
+
+
+def start() -> None:
+    """
+    Start what is for all requests.
+    """
+    with detached():
+        print(request_id())
 
 
 @work("tick", attributes={"job": 7})
