@@ -549,7 +549,7 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
                 sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
             ]
         _, found, _ = sdk_configuration._import_exporters([], names, [])
-        sdk_configuration._init_metrics(found, resource)
+        sdk_configuration._init_metrics(found, resource, export.arguments_of_metrics(found))
     except Exception as error:  # noqa: BLE001 - a third party's exporter
         names_text = ",".join(settings.metrics_exporters)
         why = policy.shown_text(str(error))

@@ -258,7 +258,7 @@ READS: Final[dict[str, tuple[str, ...]]] = {
         "export.encoding._span",
         "export.encoding._varint",
     ),
-    "answers of collectors": ("export.sending.Sender._partial_success",),
+    "answers of collectors": ("export.sending.partial_success",),
     "URLs and answers of clients": (
         "clients._attempt.Attempt._note",
         "clients._attempt.begin",
@@ -449,6 +449,7 @@ NOT_FOREIGN: Final[dict[str, str]] = {
     "cli.doctor": "the operator's environment and installed packages",
     "cli.demo": "the output of our own three services",
     "export.exporters": "the operator's environment, read once",
+    "export.transport": "the operator's endpoint, read once",
     "cli.find.run": "what the user of the command typed",
     "cli.find._tell_nothing": "what the user of the command typed",
     "clients._contrib._excluded": "the operator's patterns, compiled once",

@@ -38,8 +38,7 @@ from otel_correlation import identity, policy, propagators, semconv
 from otel_correlation.cli import find as cli_find
 from otel_correlation.cli import terminal
 from otel_correlation.clients import _attempt
-from otel_correlation.export import encoding
-from otel_correlation.export.sending import Sender
+from otel_correlation.export import encoding, sending
 from otel_correlation.local import otlp
 from otel_correlation.local.server import Viewer
 from otel_correlation.local.store import LocalStore
@@ -587,26 +586,8 @@ def _is_otlp(text: str) -> None:
     assert found.name == text.encode("utf-8", "replace").decode()
 
 
-class _Answered:
-    """
-    What a collector answered, as ``Sender`` reads it.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def content(self) -> bytes:
-        return self._body
-
-    def headers(self) -> dict[str, str]:
-        return {"content-type": "application/x-protobuf"}
-
-
 def _partial_success(text: str) -> None:
-    for kind in ("spans", "logs"):
-        sender = Sender.__new__(Sender)
-        sender.kind = kind
-        sender._partial_success(_Answered(_bytes(text)))  # type: ignore[arg-type]
+    sending.partial_success(_bytes(text))
 
 
 # --- what a client sends and gets ---
