@@ -19,13 +19,13 @@ import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from opentelemetry.exporter.otlp.common.http import _extract_retry_after
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_correlation import guard
 from otel_correlation.export.encoding import encode_logs, encode_spans
 from otel_correlation.policy import reason_of, shown_text, shown_url
+from otel_correlation.upstream.exporter import extract_retry_after
+from otel_correlation.upstream.sdk_logs import LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -190,7 +190,7 @@ class Sender:
                 if status not in _RETRYABLE:
                     self._refused(f"http_{status}", count)
                     return False
-                delay = _extract_retry_after(result)
+                delay = extract_retry_after(result)
                 warned = "is not taking"
             elif self._transport.is_connection_error(result.error) or _is_cut_off(result.error):
                 self.trouble = reason_of(result.error)

@@ -18,13 +18,13 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.semconv.attributes import error_attributes
 from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind, StatusCode
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, ids, logs, propagators, semconv
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers, parse
 from otel_correlation.tracer import Tracer, class_name, record_exception
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
