@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_correlation import _early
+from otel_correlation import _early, upstream
 
 if TYPE_CHECKING:
     # What type checkers see; at run time the names are looked up when they are used, see below.
@@ -78,9 +78,17 @@ class _Package(ModuleType):
         return sorted({*super().__dir__(), *__all__})
 
 
+# These need nothing of other packages.
+_ANYWHERE: Final = frozenset({"_version", "guard"})
+
+
 def _public(name: str) -> property:
     def get(_package: ModuleType) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        home = upstream.load(f"{__name__}.{_HOMES[name]}", anywhere=_HOMES[name] in _ANYWHERE)
+        if home is None:
+            home = importlib.import_module(f"{__name__}.harmless")
+            home.say()
+        return getattr(home, name)
 
     def ignore(_package: ModuleType, _value: object) -> None:
         """

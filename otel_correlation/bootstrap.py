@@ -21,7 +21,6 @@ from opentelemetry import propagate
 from opentelemetry import trace as trace_api
 from opentelemetry._logs import set_logger_provider
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
-from opentelemetry.metrics import _internal as metrics_internal
 from opentelemetry.sdk import _configuration as sdk_configuration
 from opentelemetry.sdk._configuration import _BaseConfigurator
 from opentelemetry.sdk._logs import LoggerProvider
@@ -33,6 +32,8 @@ from otel_correlation import guard, logs, policy, semconv
 from otel_correlation._early import LIMITS, shielded
 from otel_correlation._version import __version__
 from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
+from otel_correlation.upstream import api as upstream_api
+from otel_correlation.upstream import sdk as upstream_sdk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -238,7 +239,10 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
         wanted = with_overrides(before or from_environment(), settings)
         if before is None or (wanted.enabled and not before.enabled):
             _state.settings = None  # nothing was started where the environment switched everything off
-            _start(wanted, instrument=True)
+            try:
+                _start(wanted, instrument=True)
+            except Exception:  # noqa: BLE001 - our failure is not that of the application's import
+                guard.report("bootstrap")
             _announce()
         elif settings:
             _apply(before, wanted)
@@ -454,7 +458,7 @@ def _apply(before: Settings, wanted: Settings) -> None:
         sampler = sampling.from_settings(wanted)
         if sampler is not None:
             provider.sampler = sampler
-            for tracer in provider._tracers.values():
+            for tracer in upstream_sdk.tracers(provider):
                 tracer.sampler = sampler
     logs.install(wanted)
     if _state.textmap is not None and propagate.get_global_textmap() is _state.textmap:
@@ -480,13 +484,13 @@ def _resource(settings: Settings, auto_version: str | None) -> Resource:
 
 
 def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -> None:
-    existing = trace_api._TRACER_PROVIDER
+    existing = upstream_api.tracer_provider()
     if isinstance(existing, TracerProvider):
         # The application made its own before us: its sampler and its exporters stand, ours would send everything twice.
         _keep_foreign_provider(existing)
         _state.pending.append("The application's own tracer provider is kept, with its sampler and its exporters")
         return
-    sampler = sampling.from_settings(settings) or sdk_configuration._import_sampler(settings.sampler)
+    sampler = sampling.from_settings(settings) or upstream_sdk.sampler_named(settings.sampler)
     limits = SpanLimits()
     provider = TracerProvider(
         sampler=sampler or sampling.RatioSampler(1.0),
@@ -540,7 +544,7 @@ def _protocol_of_metrics(settings: Settings) -> Generator[None]:
 def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) -> None:
     if not settings.metrics_exporters:
         return
-    if metrics_internal._METER_PROVIDER is not None:
+    if upstream_api.meter_provider() is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
     try:
@@ -566,7 +570,7 @@ def _offer_metrics(settings: Settings) -> None:
     """
     Offer the counters and the thread pool as metrics where somebody collects metrics.
     """
-    provider = metrics_internal._METER_PROVIDER
+    provider = upstream_api.meter_provider()
     if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
         return
     if isinstance(provider, MeterProvider):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, semconv
+from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,7 +131,7 @@ class detached:  # noqa: N801 - used as a function is
         """
         Make no request current.
         """
-        self._tokens.append(otel_context._RUNTIME_CONTEXT.attach(NOTHING))
+        self._tokens.append(_RUNTIME_CONTEXT.attach(NOTHING))
 
     def __exit__(self, *_: object) -> None:
         """
@@ -244,7 +245,7 @@ def detach(token: Any) -> None:
     """
     # Not context.detach(): it logs a traceback where a generator was closed in another context, which is no news.
     try:
-        otel_context._RUNTIME_CONTEXT.detach(token)
+        _RUNTIME_CONTEXT.detach(token)
     except (ValueError, RuntimeError):
         guard.count("context.detach_failed")
 

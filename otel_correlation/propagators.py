@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.baggage import _BAGGAGE_KEY
 from opentelemetry.context import Context, create_key
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator, default_getter, default_setter
@@ -26,6 +25,8 @@ from opentelemetry.trace.span import TraceState as ApiTraceState
 from otel_correlation import guard, identity, semconv
 from otel_correlation.request_id import from_headers
 from otel_correlation.settings import from_environment
+from otel_correlation.upstream.api import BAGGAGE_KEY as _BAGGAGE_KEY
+from otel_correlation.upstream.api import RANDOM_TRACE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ MAX_TRACESTATE_OUT: Final = 8_000
 _LONG_MEMBER: Final = 128
 _SHORT: Final = 16
 
-_SAMPLED_AND_RANDOM: Final = TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID
+_SAMPLED_AND_RANDOM: Final = TraceFlags.SAMPLED | RANDOM_TRACE_ID
 _FLAGS: Final = tuple(TraceFlags(bits) for bits in range(_SAMPLED_AND_RANDOM + 1))
 _FLAGS_TEXT: Final = tuple(f"-{bits:02x}" for bits in range(_SAMPLED_AND_RANDOM + 1))
 

@@ -13,15 +13,11 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import trace as trace_api
-from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import Span, SynchronousMultiSpanProcessor
+from opentelemetry.sdk.trace import Span
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.sdk.trace._tracer_metrics import NoOpTracerMetrics
-from opentelemetry.sdk.util import BoundedList
 from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import identity, semconv
 from otel_correlation._version import __version__
@@ -29,6 +25,9 @@ from otel_correlation.export.sizes import SHORT, text_bytes
 from otel_correlation.ids import CorrelationIdGenerator, given_trace_id, random_span_id, random_trace_id, take_given
 from otel_correlation.policy import DEFAULT, bounds_for, class_name, scrubbed, stack_of, text_of
 from otel_correlation.sampling import RatioSampler, without_threshold
+from otel_correlation.upstream import sdk as upstream
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
+from otel_correlation.upstream.sdk import BoundedAttributes, BoundedList, SynchronousMultiSpanProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -290,6 +289,8 @@ class Tracer:
         tracer = self._tracer
         if not isinstance(provider, SdkTracerProvider) or not isinstance(tracer, SdkTracer):
             return
+        if not upstream.is_open(tracer):
+            return
         if not isinstance(tracer.id_generator, CorrelationIdGenerator):
             # This tracer object is ours alone: its scope has our name. No other tracer of the provider is touched.
             tracer.id_generator = CorrelationIdGenerator(tracer.id_generator)
@@ -311,7 +312,7 @@ class Tracer:
             and isinstance(multi, SynchronousMultiSpanProcessor)
             and type(tracer.sampler) is RatioSampler
             and all(getattr(processor, "accepts_light_spans", False) for processor in processors)
-            and isinstance(tracer._tracer_metrics, NoOpTracerMetrics)
+            and upstream.counts_nothing(tracer)
             and limits.max_span_attribute_length is None
         ):
             self._sampler = tracer.sampler

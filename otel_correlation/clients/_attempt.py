@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
-from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY, Context
+from opentelemetry.context import Context
 from opentelemetry.semconv.attributes import (
     error_attributes,
     http_attributes,
@@ -22,12 +22,14 @@ from opentelemetry.semconv.attributes import (
     url_attributes,
 )
 from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.clients._copies import Names, kept_back, remember_sent
 from otel_correlation.outcome import show
 from otel_correlation.policy import redact_url
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
+from otel_correlation.upstream.api import SUPPRESS_HTTP_INSTRUMENTATION as _SUPPRESS_HTTP_INSTRUMENTATION_KEY
+from otel_correlation.upstream.api import SUPPRESS_INSTRUMENTATION as _SUPPRESS_INSTRUMENTATION_KEY
 
 if TYPE_CHECKING:
     import re

@@ -12,8 +12,7 @@ import re
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.metrics import NoOpMeterProvider, get_meter_provider
-from opentelemetry.metrics._internal import _ProxyMeterProvider
+from opentelemetry.metrics import get_meter_provider
 from opentelemetry.semconv.metrics import http_metrics
 
 from otel_correlation import guard
@@ -35,6 +34,7 @@ from otel_correlation.clients._seams import (
 from otel_correlation.guard import ConfigError
 from otel_correlation.policy import HeaderCapture, outbound_for
 from otel_correlation.tracer import Tracer
+from otel_correlation.upstream.api import measures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -247,7 +247,7 @@ def _excluded(text: str) -> re.Pattern[str] | None:
 
 
 def _duration(provider: Any) -> Any:
-    if isinstance(provider, NoOpMeterProvider | _ProxyMeterProvider):
+    if not measures(provider):
         return None
     return provider.get_meter(SCOPE_NAME, __version__).create_histogram(
         http_metrics.HTTP_CLIENT_REQUEST_DURATION,

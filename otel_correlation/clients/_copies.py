@@ -12,12 +12,12 @@ from itertools import chain, product
 from operator import add
 from typing import TYPE_CHECKING, Final, cast
 
-from opentelemetry.baggage import _BAGGAGE_KEY
 from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from otel_correlation import identity, propagators, semconv
 from otel_correlation.request_id import MIN_ROOT_LENGTH
+from otel_correlation.upstream.api import BAGGAGE_KEY as _BAGGAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -20,10 +20,9 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from opentelemetry.context import _RUNTIME_CONTEXT
-
 from otel_correlation import guard
 from otel_correlation.clients._attempt import Call, ask_again, begin, forget_sends, remember
+from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

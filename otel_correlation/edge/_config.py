@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import fastapi.routing
 import starlette.routing
 from opentelemetry import metrics as metrics_api
-from opentelemetry.metrics._internal import _ProxyMeterProvider
 from starlette.routing import Match
 
 from otel_correlation import semconv
@@ -18,6 +17,7 @@ from otel_correlation.edge._peer import keep_socket_peers
 from otel_correlation.edge._record import ServerConfig
 from otel_correlation.policy import HeaderCapture, Patterns, trust_for
 from otel_correlation.tracer import Tracer
+from otel_correlation.upstream.api import measures
 
 if TYPE_CHECKING:
     from otel_correlation.edge._record import Scope
@@ -43,7 +43,7 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
     on_receive = options.get("client_request_hook")
     on_send = options.get("client_response_hook")
     meter_provider = options.get("meter_provider") or metrics_api.get_meter_provider()
-    has_meter = not isinstance(meter_provider, metrics_api.NoOpMeterProvider | _ProxyMeterProvider)
+    has_meter = measures(meter_provider)
     trust = trust_for(settings.edge, settings.trusted_networks, settings.trusted_proxies, settings.force_sample_header)
     if trust is not None:
         keep_socket_peers()

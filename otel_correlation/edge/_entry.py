@@ -12,13 +12,14 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, get_current_span
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, ids, propagators, semconv
 from otel_correlation.edge._record import Record, collect, folded, names_of, spelling
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity, short_ones
 from otel_correlation.request_id import from_fields
+from otel_correlation.upstream.api import RANDOM_TRACE_ID
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +122,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     if config.excludes and is_excluded(config, scope):
         if parent is None and trace_id is not None:
             # Ids for the log lines; unsampled, so that nothing below it is exported as an orphan.
-            flags = TraceFlags(TraceFlags.RANDOM_TRACE_ID if minted else 0)
+            flags = TraceFlags(RANDOM_TRACE_ID if minted else 0)
             values[_SPAN_KEY] = NonRecordingSpan(SpanContext(trace_id, ids.random_span_id(), False, flags))
         return record, Context(values)
     span = tracer.start(

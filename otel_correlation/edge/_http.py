@@ -11,13 +11,13 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.semconv.attributes import http_attributes
 from opentelemetry.trace import SpanKind
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._record import call_hook, comes_from, finish, leave
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind
-from opentelemetry.trace.propagation import _SPAN_KEY
 from starlette.websockets import WebSocketDisconnect
 
 from otel_correlation import guard, identity, logs, semconv
@@ -25,6 +24,7 @@ from otel_correlation.edge._record import call_hook, finish, leave
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 from otel_correlation.outcome import show
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     import contextvars

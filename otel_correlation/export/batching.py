@@ -14,9 +14,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
-from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord
+from opentelemetry.context import attach, detach, set_value
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.semconv.attributes import exception_attributes
@@ -27,6 +25,9 @@ from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter, W
 from otel_correlation.export.sizes import record_bytes, span_bytes
 from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
 from otel_correlation.semconv import REQUEST_ID
+from otel_correlation.upstream.api import SUPPRESS_INSTRUMENTATION as _SUPPRESS_INSTRUMENTATION_KEY
+from otel_correlation.upstream.sdk import BoundedAttributes
+from otel_correlation.upstream.sdk_logs import LogRecordProcessor, ReadableLogRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

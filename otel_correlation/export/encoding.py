@@ -15,9 +15,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.attributes import BoundedAttributes
-
 from otel_correlation import guard
+from otel_correlation.upstream.sdk import BoundedAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 
 from otel_correlation import _version
@@ -27,6 +26,8 @@ from otel_correlation.export.transport import ByRequests, Direct, needs_requests
 from otel_correlation.policy import quoted
 from otel_correlation.semconv import DISTRO_NAME
 from otel_correlation.settings import otlp_headers
+from otel_correlation.upstream import exporter as upstream
+from otel_correlation.upstream.sdk_logs import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -141,10 +142,9 @@ class _Variables:
         value = os.environ.get(general) or os.environ.get(name)
         if not value:
             return None
-        from opentelemetry.exporter.otlp.proto.http._common import _load_session_from_envvar  # noqa: PLC0415
 
         def load() -> requests.Session | None:
-            return _load_session_from_envvar(cast("Any", name))
+            return cast("requests.Session | None", upstream.session_named(name))
 
         try:
             load()
@@ -167,18 +167,16 @@ def _agent(stock: str) -> str:
 
 
 def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sender:
-    from opentelemetry.exporter.otlp.proto.http import _OTLP_HTTP_HEADERS  # noqa: PLC0415 - only if HTTP is wanted
-
     variables = _Variables(signal, problems)
     endpoint, is_default = variables.endpoint()
     if signal == "traces" and settings.traces_protocol != "grpc":
         # Settings may come from code as well.
         endpoint, is_default = settings.traces_endpoint, settings.endpoint_is_default
-    stock = {name.lower(): value for name, value in _OTLP_HTTP_HEADERS.items()}
+    stock = {name.lower(): value for name, value in upstream.http_headers().items()}
     verify, certificate = variables.certificates()
     session = variables.session()
 
-    headers = {**stock, "user-agent": _agent(_OTLP_HTTP_HEADERS["User-Agent"]), **variables.headers()}
+    headers = {**stock, "user-agent": _agent(stock["user-agent"]), **variables.headers()}
     by_requests = session is not None or needs_requests(endpoint, headers)
 
     def transport() -> Transport:
@@ -238,9 +236,7 @@ class _Grpc:
         """
         Make a stock exporter.
         """
-        from opentelemetry.exporter.otlp.proto.grpc import _OTLP_GRPC_CHANNEL_OPTIONS  # noqa: PLC0415
-
-        options = tuple((name, _agent(value)) for name, value in _OTLP_GRPC_CHANNEL_OPTIONS if "user_agent" in name)
+        options = tuple((name, _agent(value)) for name, value in upstream.grpc_options() if "user_agent" in name)
         with _without(self.hidden):
             return exporter(headers=self.headers or None, channel_options=options, **arguments)
 

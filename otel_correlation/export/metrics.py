@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from opentelemetry.metrics import Observation
-from opentelemetry.semconv._incubating.attributes import otel_attributes
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
 from otel_correlation import guard
@@ -39,6 +38,10 @@ _BY_PROCESSOR: Final = {
 # What the conventions call by another name than stats() does.
 _RENAMED: Final = {"rejected_by_collector": "rejected"}
 
+# By their text: an older package of the conventions, ahead on the path, has no names for them.
+_COMPONENT_TYPE: Final = "otel.component.type"
+_COMPONENT_NAME: Final = "otel.component.name"
+
 
 class _Signal(NamedTuple):
     kind: Kind
@@ -49,7 +52,7 @@ class _Signal(NamedTuple):
 
 
 def _component(name: str) -> dict[str, str]:
-    return {otel_attributes.OTEL_COMPONENT_TYPE: name, otel_attributes.OTEL_COMPONENT_NAME: f"{name}/0"}
+    return {_COMPONENT_TYPE: name, _COMPONENT_NAME: f"{name}/0"}
 
 
 _SIGNALS: Final = (

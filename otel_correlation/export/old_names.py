@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
+
+from otel_correlation.upstream.sdk import BoundedAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,16 +17,16 @@ import threading
 import time
 import zlib
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from opentelemetry.exporter.otlp.common.http import _extract_retry_after
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_correlation import guard
 from otel_correlation.export.encoding import encode_logs, encode_spans
 from otel_correlation.export.transport import NoAnswerError
 from otel_correlation.policy import reason_of, shown_text, shown_url
+from otel_correlation.upstream.exporter import extract_retry_after
+from otel_correlation.upstream.sdk_logs import LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -245,7 +245,7 @@ class Sender:
                 if answer.status not in _RETRYABLE:
                     self._refused(f"http_{answer.status}", count)
                     return False
-                delay = _extract_retry_after(cast("Any", answer))
+                delay = extract_retry_after(answer)
                 warned = "is not taking"
             if not again_now:
                 self._warn(warned)

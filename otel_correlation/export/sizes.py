@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.attributes import BoundedAttributes
+from otel_correlation.upstream.sdk import BoundedAttributes
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord

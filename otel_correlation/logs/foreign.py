@@ -42,7 +42,10 @@ def _adapt(module: Any) -> None:
     # The hook stays after an uninstall: wrapt cannot take one back.
     if seams.fields is not None:
         with guard.never_raise(f"logs.{module.__name__}"):
-            importlib.import_module(f"otel_correlation.logs.{module.__name__}").install()
+            adapter: Any = importlib.import_module(f"otel_correlation.logs.{module.__name__}")
+            # An adapter that the application imported itself is here half made: it has just imported its library.
+            if hasattr(adapter, "install"):
+                adapter.install()
 
 
 def unwatch() -> None:

@@ -28,13 +28,13 @@ from otel_correlation.policy import (
     LINE_FIELD,
     LINE_MESSAGE,
     LINES,
+    class_name,
     hide_quoted,
     redact_query,
     scrubbed,
     scrubbed_stack,
     stack_of,
 )
-from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     from types import TracebackType

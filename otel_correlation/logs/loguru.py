@@ -253,3 +253,7 @@ def uninstall() -> None:
     for patch in _PATCHES:
         patch.remove()
     _pending.clear()
+
+
+if seams.fields is not None:  # imported by the application before its library, while we are active
+    install()

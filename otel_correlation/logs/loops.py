@@ -20,12 +20,14 @@ from opentelemetry.context import Context
 from otel_correlation import guard
 from otel_correlation.identity import detach
 from otel_correlation.logs.record import seams
+from otel_correlation.upstream.api import context_variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NAME: Final = "call_exception_handler"
 _NOTHING: Final = Context()
+_VARIABLE: Final = context_variable()
 
 # Owner -> ours, and what stood in the class: nothing in uvloop's, which inherits the method from compiled code and is
 # asked for it by name.
@@ -93,7 +95,7 @@ def _context_of(told: Mapping[str, Any]) -> Context | None:
                 break
     if variables is None:
         return _NOTHING
-    found = variables.get(otel_context._RUNTIME_CONTEXT._current_context)  # type: ignore[attr-defined]
+    found = None if _VARIABLE is None else variables.get(_VARIABLE)
     return found if isinstance(found, Context) else _NOTHING
 
 

@@ -13,12 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry._logs import LogRecord, get_logger_provider
-from opentelemetry._logs._internal import ProxyLoggerProvider
-from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_current
-from opentelemetry.sdk._logs import ReadWriteLogRecord
-from opentelemetry.sdk._logs._internal import Logger as SdkLogger
-from opentelemetry.sdk._logs._internal import std_to_otel
+from opentelemetry.context import Context, get_current
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
 
@@ -26,8 +21,10 @@ from otel_correlation import guard, identity, semconv
 from otel_correlation.export import in_export
 from otel_correlation.logs import lines
 from otel_correlation.logs.record import EXPORTED, is_warning, may_quote, seams
-from otel_correlation.policy import CUT, DEFAULT, bounds_for, hide_quoted, scrubbed, text_of
-from otel_correlation.tracer import class_name
+from otel_correlation.policy import CUT, DEFAULT, bounds_for, class_name, hide_quoted, scrubbed, text_of
+from otel_correlation.upstream.api import SUPPRESS_INSTRUMENTATION as _SUPPRESS_INSTRUMENTATION_KEY
+from otel_correlation.upstream.sdk import BoundedAttributes
+from otel_correlation.upstream.sdk_logs import ProxyLoggerProvider, ReadWriteLogRecord, SdkLogger, std_to_otel
 
 if TYPE_CHECKING:
     import logging

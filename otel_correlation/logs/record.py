@@ -16,12 +16,12 @@ import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.context import get_current
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, semconv
 from otel_correlation.formats import FIELDS as _FIELDS
 from otel_correlation.logs.presets import PLAIN, build
 from otel_correlation.policy import hide_quoted, scrub
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

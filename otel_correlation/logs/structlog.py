@@ -291,3 +291,7 @@ def uninstall() -> None:
     """
     for patch in _PATCHES:
         patch.remove()
+
+
+if seams.fields is not None:  # imported by the application before its library, while we are active
+    install()

@@ -16,13 +16,13 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, ids, logs, outcome, propagators, semconv
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers, parse
 from otel_correlation.tracer import Tracer
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,9 @@ from functools import partial
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import _RUNTIME_CONTEXT, Context
+from opentelemetry.context import Context
+
+from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,10 +17,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import _RUNTIME_CONTEXT, Context
+from opentelemetry.context import Context
 
 from otel_correlation import guard, identity
 from otel_correlation.logs.record import Patch
+from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
