@@ -691,12 +691,12 @@ def begin(
                 if limited is not None:
                     attempt.checked = [*_entries(request.headers)]
             if again is not None:
-                # All of them: a transport may copy the request of any earlier attempt.
+                # All of them: a transport may copy the request of any earlier attempt, or put its headers back.
                 again.sends, again.sent = sends + 1, again.sent + sent
                 again.merged = again.merged or merged
-                if again.request is not request:
-                    # The next hop of a redirect is made of that one.
-                    again.request.__dict__[_SENT] = (again.sends, again.sent, again.merged)
+                # The next hop of a redirect is made of the client's request.
+                for each in (request, again.request):
+                    each.__dict__[_SENT] = (again.sends, again.sent, again.merged)
             capture = config.request_headers
             if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
