@@ -315,6 +315,9 @@ class Call:
         self.request = request
         # The transport sees ids on the request, and may send it by other means than httpx's.
         begin(config, request, bare=True)
+        self.sends: int
+        self.sent: list[_Entry]
+        self.merged: Sequence[_Entry]
         self.sends, self.sent, self.merged = request.__dict__.get(_SENT) or (0, [], ())
 
 
