@@ -328,6 +328,9 @@ class Call:
         self.request = request
         # The transport sees ids on the request, and may send it by other means than httpx's.
         begin(config, request, bare=True)
+        self.sends: int
+        self.sent: list[_Entry]
+        self.merged: Sequence[_Entry]
         self.sends, self.sent, self.merged = request.__dict__.get(_SENT) or (0, [], ())
 
 
@@ -704,12 +707,12 @@ def begin(
                 if limited is not None:
                     attempt.checked = [*_entries(request.headers)]
             if again is not None:
-                # All of them: a transport may copy the request of any earlier attempt.
+                # All of them: a transport may copy the request of any earlier attempt, or put its headers back.
                 again.sends, again.sent = sends + 1, again.sent + sent
                 again.merged = again.merged or merged
-                if again.request is not request:
-                    # The next hop of a redirect is made of that one.
-                    again.request.__dict__[_SENT] = (again.sends, again.sent, again.merged)
+                # The next hop of a redirect is made of the client's request.
+                for each in (request, again.request):
+                    each.__dict__[_SENT] = (again.sends, again.sent, again.merged)
             capture = config.request_headers
             if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))

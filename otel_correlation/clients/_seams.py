@@ -17,7 +17,7 @@ import threading
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
 
 from otel_correlation import guard
@@ -434,7 +434,7 @@ class Library:
         # Contrib's transport is asked for a span by whoever puts it around another one.
         if kind in self._own_set or kind.__module__.startswith("opentelemetry."):
             return _OWN
-        calls = _calls(kind, name, self._own) if isinstance(transport, self._own) else False
+        calls = _calls(cast("Any", kind), name, self._own) if isinstance(transport, self._own) else False
         held = _held(transport, base) if depth else []
         if not held:
             return _OWN if calls is None else _AROUND if calls else _FOREIGN

@@ -303,7 +303,7 @@ def test_hooks_and_captured_headers_belong_to_attempts(side: Side) -> None:
     """
     Request and response hooks are called for what is sent, with the span and its headers.
     """
-    called: list[str] = []
+    called: list[object] = []
 
     def on_request(span: Any, info: Any) -> None:
         called.append(f"{span.get_span_context().span_id:016x}" in info.headers["traceparent"])
@@ -318,7 +318,7 @@ def test_hooks_and_captured_headers_belong_to_attempts(side: Side) -> None:
     async def on_async_response(span: Any, info: Any, answer: Any) -> None:
         on_response(span, info, answer)
 
-    hooks = {
+    hooks: dict[str, Any] = {
         "request_hook": on_request,
         "response_hook": on_response,
         "async_request_hook": on_async_request,
