@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +31,6 @@ from tests.contract.wire import PARENT, TRACE, UUID, call, open_socket, wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.contract.wire import Wire
 
@@ -325,3 +326,17 @@ def test_lifespan_begins_to_serve(wire: Wire, kind: Any) -> None:
 
     asyncio.run(main())
     assert served == ["serving", "up"]
+
+
+def test_the_page_about_other_frameworks(wire: Wire) -> None:
+    """
+    The example for any ASGI application does what its page says.
+    """
+    page = (Path(__file__).parents[2] / "docs/how-to/other-frameworks.md").read_text()
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    reply = call(names["app"], path="/x")
+    assert (reply.status, reply.body) == (200, b"hello")
+    assert reply.request_id
+    assert (wire.server.name, "http.route" in (wire.server.attributes or {})) == ("GET", False)

@@ -1,6 +1,5 @@
 """
-Frameworks on Starlette, and one that is not, started as their users start them, beside contrib's instrumentation of
-Starlette.
+Frameworks on Starlette, and Litestar, started as their users start them, beside contrib's instrumentation of Starlette.
 """
 
 from __future__ import annotations
@@ -69,6 +68,8 @@ app = Starlette(routes=[Mount("/demo", app=inner)])
 LITESTAR = """
 import logging
 from litestar import Litestar, WebSocket, get, websocket
+from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
+from opentelemetry import trace
 from otel_correlation import edge
 
 @get("/items/{item_id:int}")
@@ -86,7 +87,12 @@ async def chat(socket: WebSocket, room: str) -> None:
     await socket.send_text(room)
     await socket.close()
 
-app = edge(Litestar([item, boom, chat], logging_config=None))
+async def record(exception, scope):
+    if getattr(exception, "status_code", 500) >= 500:
+        trace.get_current_span().record_exception(exception)
+
+plugin = OpenTelemetryPlugin(OpenTelemetryConfig())
+app = edge(Litestar([item, boom, chat], logging_config=None, plugins=[plugin], after_exception=[record]))
 """
 
 
@@ -163,7 +169,7 @@ def test_gradio_behind_starlette(libraries: Path, tmp_path: Path) -> None:
 
 def test_litestar_in_an_edge(libraries: Path, tmp_path: Path) -> None:
     """
-    ``edge(app)`` gives a Litestar application what the page promises: span, route, ids, status of a failure.
+    ``edge(app)`` gives a Litestar application what the page promises, once beside its own plugin for OpenTelemetry.
     """
 
     def ask(service: Service) -> None:
@@ -178,6 +184,7 @@ def test_litestar_in_an_edge(libraries: Path, tmp_path: Path) -> None:
     assert by_path["/items/3"].name == "GET /items/{item_id}"
     assert by_path["/boom"].name == "GET /boom"
     assert by_path["/boom"].attributes["error.type"] == "500"
+    assert [event.attributes["exception.type"] for event in by_path["/boom"].events] == ["LookupError"]
     assert by_path["/nothing"].name == "GET"
     (line,) = [line for line in lines(output) if line["logger"] == "shop"]
     assert line["request_id"] == ID
