@@ -228,7 +228,8 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
     are applied as far as they do not name exporters or switch everything off.
 
     Args:
-        app: The application. Every FastAPI application is covered anyway; naming one that was excluded switches it on.
+        app: The application. Every FastAPI and Starlette application is covered anyway; naming one switches it on that
+            was switched off, or that had begun before.
         **settings: Fields of ``otel_correlation.settings.Settings``; they win over the environment.
 
     Raises:

@@ -51,8 +51,8 @@ class Edge:
         """
         Serve one connection; inside another edge only forward.
         """
-        config = self._config()
-        if config is None or semconv.SCOPE_KEY in scope:
+        config = None if semconv.SCOPE_KEY in scope else self._config()
+        if config is None:
             await self.app(scope, receive, send)
             return
         await serve(config, self.app, scope, receive, send)

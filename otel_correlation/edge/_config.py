@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import fastapi
 import fastapi.routing
 import starlette.routing
 from opentelemetry import metrics as metrics_api
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from otel_correlation.settings import Settings
 
 SCOPE_NAME: Final = "otel_correlation.server"
+# Starlette's own class, also where contrib put a subclass in its place.
+STARLETTE: Final[Any] = next(kind for kind in fastapi.FastAPI.__mro__ if kind.__module__ == "starlette.applications")
 
 
 def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig:
@@ -78,12 +81,16 @@ def _look_up(scope: Scope) -> str | None:
     """
     if "router" in scope:
         return _answered_itself(scope)
+    app = scope.get("app")
+    if not isinstance(app, STARLETTE):
+        template = scope.get("path_template")  # Litestar's
+        return template if isinstance(template, str) and template else None
     partial = None
     # FastAPI documents it nowhere; without it such a request has no route.
     contexts = getattr(fastapi.routing, "iter_route_contexts", None)
     if contexts is None:
         return None
-    for route in contexts(getattr(scope.get("app"), "routes", ())):
+    for route in contexts(app.routes):
         match, _ = route.matches(scope)
         if match is Match.FULL:
             return None if isinstance(route.original_route, starlette.routing.Mount) else route.path or None

@@ -1,5 +1,8 @@
 """
-The plug: contrib's FastAPI instrumentation as users know it, driving our edge.
+The plug: contrib's FastAPI instrumentation as users know it, driving our edge under FastAPI and plain Starlette.
+
+A FastAPI application meets the edge in ``FastAPI.__call__``, any other Starlette application at the outside of its
+middleware stack: a wrapper around ``Starlette.__call__`` would cost every request of a FastAPI application, too.
 
 Contrib's classes keep their names and their objects; their methods are replaced while we are active, so it does not
 matter which class was touched first, imported by alias or instrumented before.
@@ -21,8 +24,8 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _Instrume
 from starlette.background import BackgroundTask
 
 from otel_correlation import guard, identity, logs, semconv
-from otel_correlation.edge._asgi import serve, set_default
-from otel_correlation.edge._config import config_for
+from otel_correlation.edge._asgi import Edge, serve, set_default
+from otel_correlation.edge._config import STARLETTE, config_for
 from otel_correlation.edge._http import serve_http
 from otel_correlation.edge._inner import serve_inner
 from otel_correlation.edge._peer import forget_socket_peers
@@ -103,6 +106,28 @@ def _patched_call(original: Any) -> Any:
 
 def _outer(scope: Scope) -> ServerConfig | None:
     return getattr(scope[semconv.SCOPE_KEY], "config", None)
+
+
+def _patched_build(original: Any) -> Any:
+    @functools.wraps(original)
+    def build_middleware_stack(self: Any) -> ASGIApp:
+        return _with_edge(self, original(self))
+
+    return build_middleware_stack
+
+
+def _with_edge(app: Any, stack: ASGIApp) -> ASGIApp:
+    return stack if isinstance(stack, Edge) else Edge(stack, functools.partial(_config_of, app))
+
+
+def _config_of(app: Any) -> ServerConfig | None:
+    """
+    Return what a plain Starlette application was told, or what all were; it serves now.
+    """
+    config: ServerConfig | None = app.__dict__.get(_APP_CONFIG, _plug.everywhere)
+    if _plug.serving is not None and config is not None:
+        _begin_to_serve()
+    return config
 
 
 def _begin_to_serve() -> None:
@@ -268,7 +293,7 @@ def _config_inside(app: Any) -> ServerConfig | None:
     Return the configuration of the FastAPI application that middleware wraps, or of all of them.
     """
     for _ in range(100):
-        if isinstance(app, fastapi.FastAPI):
+        if isinstance(app, STARLETTE):
             config: ServerConfig | None = app.__dict__.get(_APP_CONFIG, _plug.everywhere)
             return config
         inner = getattr(app, "app", None)
@@ -294,6 +319,11 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     patch = _plug.patch
     contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
     patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
+    build = getattr(STARLETTE, "build_middleware_stack", None)
+    if build is None:
+        guard.logger.warning("Starlette has no build_middleware_stack; put edge(app) around what is not FastAPI")
+    else:
+        patch(STARLETTE, "build_middleware_stack", _patched_build(build))
     _note_routes()
     _note_handled()
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
@@ -434,10 +464,15 @@ def instrument_everything() -> None:
 
 def switch_on(app: Any) -> None:
     """
-    Instrument an application that was switched off.
+    Instrument an application that was switched off, or that has built its middleware before we came.
     """
-    if isinstance(app, fastapi.FastAPI) and app.__dict__.get(_APP_CONFIG, _UNSET) is None:
+    if not isinstance(app, STARLETTE):
+        return
+    if app.__dict__.get(_APP_CONFIG, _UNSET) is None:
         delattr(app, _APP_CONFIG)
+    stack = getattr(app, "middleware_stack", None)
+    if stack is not None and not isinstance(app, fastapi.FastAPI):
+        app.middleware_stack = _with_edge(app, stack)
 
 
 def refresh() -> None:
