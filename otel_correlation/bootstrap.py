@@ -22,10 +22,7 @@ from opentelemetry import trace as trace_api
 from opentelemetry._logs import set_logger_provider
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 from opentelemetry.metrics import _internal as metrics_internal
-from opentelemetry.sdk import _configuration as sdk_configuration
-from opentelemetry.sdk._configuration import _BaseConfigurator
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.sdk.metrics import MeterProvider
     from starlette.types import ASGIApp
 
 
@@ -138,6 +136,10 @@ class Distro(BaseDistro):  # type: ignore[misc]
             if value.startswith("opentelemetry.instrumentation.fastapi:"):
                 fastapi_plug.instrument_everything()
                 return
+            if value.startswith("opentelemetry.instrumentation.httpx:"):
+                # Loading it would import httpx, and httpx its command line.
+                clients.instrument([entry_point.name])
+                return
             if value.startswith("opentelemetry.instrumentation.logging:"):
                 # It would put a second OTLP handler beside ours, so that every record is exported twice.
                 return
@@ -153,7 +155,7 @@ class Distro(BaseDistro):  # type: ignore[misc]
 
 
 def _say_which_distribution() -> None:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
     if len(distros) > 1:
@@ -179,7 +181,7 @@ def _another_was_chosen() -> bool:
     distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
     if distro in ("", _NAME) or os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() == _NAME:
         return False
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     # One that is not installed was chosen by mistake: the settings say so, and ours runs.
     return bool(entry_points(group="opentelemetry_distro", name=distro))
@@ -189,7 +191,7 @@ def _stand_back(**kwargs: Any) -> None:
     """
     Let the chosen distribution's configurator run; the SDK takes the first that it finds, and that was ours.
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     chosen = os.environ["OTEL_PYTHON_DISTRO"].strip()
     others = [entry for entry in entry_points(group="opentelemetry_configurator") if entry.name != _NAME]
@@ -199,12 +201,20 @@ def _stand_back(**kwargs: Any) -> None:
         others[0].load()().configure(**kwargs)
 
 
-class Configurator(_BaseConfigurator):
+class Configurator:
     """
     Sets up the SDK for ``opentelemetry-instrument``; never raises.
+
+    Not a child of the SDK's own: that module imports all of metrics, which most services never use.
     """
 
-    def _configure(self, **kwargs: Any) -> None:
+    def configure(self, **kwargs: Any) -> None:
+        """
+        Set up, once in a process.
+
+        Args:
+            **kwargs: What ``opentelemetry-instrument`` says about itself.
+        """
         try:
             another = _another_was_chosen()
             if _state.named:
@@ -467,6 +477,15 @@ def _apply(before: Settings, wanted: Settings) -> None:
     tasks.activate(_current_settings, start_child)
 
 
+def _sdk_configuration() -> Any:
+    """
+    Return what reads names of samplers, exporters and generators; importing it imports all of the SDK.
+    """
+    from opentelemetry.sdk import _configuration  # noqa: PLC0415 - see above
+
+    return _configuration
+
+
 def _resource(settings: Settings, auto_version: str | None) -> Resource:
     attributes = {
         "telemetry.distro.name": semconv.DISTRO_NAME,
@@ -486,7 +505,7 @@ def _start_traces(settings: Settings, resource: Resource, problems: list[str]) -
         _keep_foreign_provider(existing)
         _state.pending.append("The application's own tracer provider is kept, with its sampler and its exporters")
         return
-    sampler = sampling.from_settings(settings) or sdk_configuration._import_sampler(settings.sampler)
+    sampler = sampling.from_settings(settings) or _sdk_configuration()._import_sampler(settings.sampler)
     limits = SpanLimits()
     provider = TracerProvider(
         sampler=sampler or sampling.RatioSampler(1.0),
@@ -515,7 +534,7 @@ def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
     if not name or name == "random":
         return CorrelationIdGenerator()
     try:
-        return CorrelationIdGenerator(sdk_configuration._import_id_generator(name))
+        return CorrelationIdGenerator(_sdk_configuration()._import_id_generator(name))
     except Exception:  # noqa: BLE001 - a third party's entry point
         problems.append(f"OTEL_PYTHON_ID_GENERATOR={name!a} is not usable (it cannot be loaded); using random instead")
         return CorrelationIdGenerator()
@@ -543,7 +562,10 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
     if metrics_internal._METER_PROVIDER is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - only services that measure pay for it
+
     try:
+        sdk_configuration = _sdk_configuration()
         with _protocol_of_metrics(settings):
             names = [
                 sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
@@ -569,6 +591,8 @@ def _offer_metrics(settings: Settings) -> None:
     provider = metrics_internal._METER_PROVIDER
     if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - as above
+
     if isinstance(provider, MeterProvider):
         _state.meters = provider
     with guard.never_raise("metrics"):
