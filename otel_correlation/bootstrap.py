@@ -104,6 +104,8 @@ class _State:
         self.batchers: tuple[Any, ...] = ()
         # Of metrics, whoever made it.
         self.meters: MeterProvider | None = None
+        # What exports them, where that is ours.
+        self.readers: export.Readers | None = None
         # The global propagator, where it is ours.
         self.textmap: TextMapPropagator | None = None
         self.announced = False
@@ -323,12 +325,12 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
-        celery.watch(_announce)
-        arq.serving(_announce)
+        celery.watch(_begin)
+        arq.serving(_begin)
         if instrument:
             _instrument_everything()
         _state.pending += problems
-        fastapi_plug.on_serving(_announce)
+        fastapi_plug.on_serving(_begin)
         atexit.register(_announce_unserved)
 
 
@@ -402,6 +404,8 @@ def _flush(timeout_s: float) -> None:
     left_nothing = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
+        if _state.readers is not None:
+            _state.readers.start_unless_supervising()
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
         left_s = max(deadline - time.monotonic(), 0.1)
         _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
@@ -563,6 +567,7 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - only services that measure pay for it
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
 
     try:
         sdk_configuration = _sdk_configuration()
@@ -571,17 +576,35 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
                 sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
             ]
         _, found, _ = sdk_configuration._import_exporters([], names, [])
-        sdk_configuration._init_metrics(found, resource, export.arguments_of_metrics(found))
+        arguments = export.arguments_of_metrics(found)
+        sdk_configuration._init_metrics({}, resource)
     except Exception as error:  # noqa: BLE001 - a third party's exporter
-        names_text = ",".join(settings.metrics_exporters)
-        why = policy.shown_text(str(error))
-        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({why}); using none instead")
+        problems.append(_unusable_metrics(settings, error))
         metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
         return
     provider = metrics_api.get_meter_provider()
     if isinstance(provider, MeterProvider):
         # Its own end may last 30 seconds, and never comes under uvicorn; ours does, and has a budget.
         atexit.unregister(provider.shutdown)
+
+    def make() -> list[Any]:
+        # As the SDK would, which makes them at once.
+        made = [kind(**arguments.get(kind, {})) for kind in found.values()]
+        return [one if isinstance(one, MetricReader) else PeriodicExportingMetricReader(one) for one in made]
+
+    def failed(error: Exception) -> None:
+        line = _unusable_metrics(settings, error)
+        if _state.announced:
+            guard.logger.warning("%s", line)
+        else:
+            _state.pending.append(line)
+
+    _state.readers = export.Readers(provider, make, failed)
+
+
+def _unusable_metrics(settings: Settings, error: Exception) -> str:
+    names = ",".join(settings.metrics_exporters)
+    return f"OTEL_METRICS_EXPORTER={names!a} is not usable ({policy.shown_text(str(error))}); using none instead"
 
 
 def _offer_metrics(settings: Settings) -> None:
@@ -609,6 +632,16 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
     _state.batchers += pipeline.batchers
     set_logger_provider(provider)
     logs.otlp_handler(provider, settings)
+
+
+def _begin() -> None:
+    """
+    Do what waits until this process begins to serve: metrics are exported from now on, and the start-up line is said.
+    """
+    if _state.readers is not None:
+        with guard.never_raise("metrics"):
+            _state.readers.start()
+    _announce()
 
 
 def _announce() -> None:

@@ -95,14 +95,25 @@ print("traced" if found[0] else "not traced")
 """
 
 
+LATE = """
+def late():
+    global client
+    import httpx
+    client = httpx.Client()
+
+thread = threading.Thread(target=late)
+thread.start()
+thread.join()
+"""
+
+
 @pytest.mark.parametrize(
     "library",
     [
         "import httpx; client = httpx.Client()",
         "import httpx2; client = httpx2.Client()",
         "from opentelemetry.instrumentation import httpx as contrib; import httpx; client = httpx.Client()",
-        "def late():\n    global httpx, client\n    import httpx\n    client = httpx.Client()\nt = threading.Thread(target=late)\n"
-        "t.start(); t.join()",
+        LATE,
     ],
     ids=["httpx", "httpx2", "contrib first", "imported by a thread"],
 )
