@@ -21,10 +21,7 @@ from opentelemetry import propagate
 from opentelemetry import trace as trace_api
 from opentelemetry._logs import set_logger_provider
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
-from opentelemetry.sdk import _configuration as sdk_configuration
-from opentelemetry.sdk._configuration import _BaseConfigurator
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.sdk.metrics import MeterProvider
     from starlette.types import ASGIApp
 
 
@@ -107,6 +105,8 @@ class _State:
         self.batchers: tuple[Any, ...] = ()
         # Of metrics, whoever made it.
         self.meters: MeterProvider | None = None
+        # What exports them, where that is ours.
+        self.readers: export.Readers | None = None
         # The global propagator, where it is ours.
         self.textmap: TextMapPropagator | None = None
         self.announced = False
@@ -139,6 +139,10 @@ class Distro(BaseDistro):  # type: ignore[misc]
             if value.startswith("opentelemetry.instrumentation.fastapi:"):
                 fastapi_plug.instrument_everything()
                 return
+            if value.startswith("opentelemetry.instrumentation.httpx:"):
+                # Loading it would import httpx, and httpx its command line.
+                clients.instrument([entry_point.name])
+                return
             if value.startswith("opentelemetry.instrumentation.logging:"):
                 # It would put a second OTLP handler beside ours, so that every record is exported twice.
                 return
@@ -154,7 +158,7 @@ class Distro(BaseDistro):  # type: ignore[misc]
 
 
 def _say_which_distribution() -> None:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
     if len(distros) > 1:
@@ -180,7 +184,7 @@ def _another_was_chosen() -> bool:
     distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
     if distro in ("", _NAME) or os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() == _NAME:
         return False
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     # One that is not installed was chosen by mistake: the settings say so, and ours runs.
     return bool(entry_points(group="opentelemetry_distro", name=distro))
@@ -190,7 +194,7 @@ def _stand_back(**kwargs: Any) -> None:
     """
     Let the chosen distribution's configurator run; the SDK takes the first that it finds, and that was ours.
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     chosen = os.environ["OTEL_PYTHON_DISTRO"].strip()
     others = [entry for entry in entry_points(group="opentelemetry_configurator") if entry.name != _NAME]
@@ -200,12 +204,20 @@ def _stand_back(**kwargs: Any) -> None:
         others[0].load()().configure(**kwargs)
 
 
-class Configurator(_BaseConfigurator):
+class Configurator:
     """
     Sets up the SDK for ``opentelemetry-instrument``; never raises.
+
+    Not a child of the SDK's own: that module imports all of metrics, which most services never use.
     """
 
-    def _configure(self, **kwargs: Any) -> None:
+    def configure(self, **kwargs: Any) -> None:
+        """
+        Set up, once in a process.
+
+        Args:
+            **kwargs: What ``opentelemetry-instrument`` says about itself.
+        """
         try:
             another = _another_was_chosen()
             if _state.named:
@@ -318,12 +330,12 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
-        celery.watch(_announce)
-        arq.serving(_announce)
+        celery.watch(_begin)
+        arq.serving(_begin)
         if instrument:
             _instrument_everything()
         _state.pending += problems
-        fastapi_plug.on_serving(_announce)
+        fastapi_plug.on_serving(_begin)
         atexit.register(_announce_unserved)
 
 
@@ -397,6 +409,8 @@ def _flush(timeout_s: float) -> None:
     left_nothing = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
+        if _state.readers is not None:
+            _state.readers.start_unless_supervising()
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
         left_s = max(deadline - time.monotonic(), 0.1)
         _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
@@ -472,6 +486,15 @@ def _apply(before: Settings, wanted: Settings) -> None:
     tasks.activate(_current_settings, start_child)
 
 
+def _sdk_configuration() -> Any:
+    """
+    Return what reads names of samplers, exporters and generators; importing it imports all of the SDK.
+    """
+    from opentelemetry.sdk import _configuration  # noqa: PLC0415 - see above
+
+    return _configuration
+
+
 def _resource(settings: Settings, auto_version: str | None) -> Resource:
     attributes = {
         "telemetry.distro.name": semconv.DISTRO_NAME,
@@ -520,7 +543,7 @@ def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
     if not name or name == "random":
         return CorrelationIdGenerator()
     try:
-        return CorrelationIdGenerator(sdk_configuration._import_id_generator(name))
+        return CorrelationIdGenerator(_sdk_configuration()._import_id_generator(name))
     except Exception:  # noqa: BLE001 - a third party's entry point
         problems.append(f"OTEL_PYTHON_ID_GENERATOR={name!a} is not usable (it cannot be loaded); using random instead")
         return CorrelationIdGenerator()
@@ -548,23 +571,45 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
     if upstream_api.meter_provider() is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - only services that measure pay for it
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
+
     try:
+        sdk_configuration = _sdk_configuration()
         with _protocol_of_metrics(settings):
             names = [
                 sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
             ]
         _, found, _ = sdk_configuration._import_exporters([], names, [])
-        sdk_configuration._init_metrics(found, resource, export.arguments_of_metrics(found))
+        arguments = export.arguments_of_metrics(found)
+        sdk_configuration._init_metrics({}, resource)
     except Exception as error:  # noqa: BLE001 - a third party's exporter
-        names_text = ",".join(settings.metrics_exporters)
-        why = policy.shown_text(str(error))
-        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({why}); using none instead")
+        problems.append(_unusable_metrics(settings, error))
         metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
         return
     provider = metrics_api.get_meter_provider()
     if isinstance(provider, MeterProvider):
         # Its own end may last 30 seconds, and never comes under uvicorn; ours does, and has a budget.
         atexit.unregister(provider.shutdown)
+
+    def make() -> list[Any]:
+        # As the SDK would, which makes them at once.
+        made = [kind(**arguments.get(kind, {})) for kind in found.values()]
+        return [one if isinstance(one, MetricReader) else PeriodicExportingMetricReader(one) for one in made]
+
+    def failed(error: Exception) -> None:
+        line = _unusable_metrics(settings, error)
+        if _state.announced:
+            guard.logger.warning("%s", line)
+        else:
+            _state.pending.append(line)
+
+    _state.readers = export.Readers(provider, make, failed)
+
+
+def _unusable_metrics(settings: Settings, error: Exception) -> str:
+    names = ",".join(settings.metrics_exporters)
+    return f"OTEL_METRICS_EXPORTER={names!a} is not usable ({policy.shown_text(str(error))}); using none instead"
 
 
 def _offer_metrics(settings: Settings) -> None:
@@ -574,6 +619,8 @@ def _offer_metrics(settings: Settings) -> None:
     provider = upstream_api.meter_provider()
     if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - as above
+
     if isinstance(provider, MeterProvider):
         _state.meters = provider
     with guard.never_raise("metrics"):
@@ -590,6 +637,16 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
     _state.batchers += pipeline.batchers
     set_logger_provider(provider)
     logs.otlp_handler(provider, settings)
+
+
+def _begin() -> None:
+    """
+    Do what waits until this process begins to serve: metrics are exported from now on, and the start-up line is said.
+    """
+    if _state.readers is not None:
+        with guard.never_raise("metrics"):
+            _state.readers.start()
+    _announce()
 
 
 def _announce() -> None:

@@ -8,10 +8,12 @@ from otel_correlation.export.batching import EXIT_BUDGET_S, LogPipeline, SpanPip
 from otel_correlation.export.exporters import arguments_of_metrics, log_exporters, log_pipeline, span_exporters
 from otel_correlation.export.metrics import observe
 from otel_correlation.export.old_names import with_old_names
+from otel_correlation.export.readers import Readers
 
 __all__ = [
     "EXIT_BUDGET_S",
     "LogPipeline",
+    "Readers",
     "SpanPipeline",
     "arguments_of_metrics",
     "in_export",

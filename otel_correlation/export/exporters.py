@@ -11,12 +11,12 @@ import math
 import os
 import re
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.util._importlib_metadata import entry_points
 
 from otel_correlation import _version
 from otel_correlation.export.batching import LogPipeline

@@ -131,6 +131,7 @@ class Direct:
     """
 
     def __init__(self, endpoint: str) -> None:
+        self._connection: HTTPConnection | None = None
         parts = urlsplit(endpoint)
         self._host = parts.hostname or ""
         self._port = parts.port or 80
@@ -141,7 +142,6 @@ class Direct:
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._credentials = "Basic " + b64encode(pair.encode()).decode()
-        self._connection: HTTPConnection | None = None
         _load_codec(self._host)
 
     def post(self, data: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
@@ -172,6 +172,10 @@ class Direct:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def __del__(self) -> None:
+        # Quietly, as pools of connections do: who never shuts down, and a child that drops its parent's connection.
+        self.close()
 
     def _connected(self, timeout_s: float) -> HTTPConnection:
         connection = self._connection
