@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections import deque
-from time import perf_counter, time_ns
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
@@ -26,6 +26,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.clients._copies import Names, kept_back, remember_sent
+from otel_correlation.clocks import perf_counter
 from otel_correlation.policy import redact_url
 from otel_correlation.tracer import class_name, record_exception
 
