@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +27,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from otel_correlation import guard, logs, policy, semconv
 from otel_correlation._early import LIMITS, shielded
 from otel_correlation._version import __version__
+from otel_correlation.clocks import monotonic
 from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
 from otel_correlation.upstream import api as upstream_api
 from otel_correlation.upstream import sdk as upstream_sdk
@@ -402,7 +402,7 @@ def _keep_foreign_provider(provider: Any) -> None:
 
 def _flush(timeout_s: float) -> None:
     clients.end_dropped()
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic() + timeout_s
     foreign = _state.foreign
     if foreign is not None:
         _flush_beside(foreign.force_flush, timeout_s, timeout_s)
@@ -412,7 +412,7 @@ def _flush(timeout_s: float) -> None:
         if _state.readers is not None:
             _state.readers.start_unless_supervising()
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
-        left_s = max(deadline - time.monotonic(), 0.1)
+        left_s = max(deadline - monotonic(), 0.1)
         _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
 
 

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections import deque
-from time import perf_counter, time_ns
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
@@ -25,6 +25,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.clients._copies import Names, kept_back, remember_sent
+from otel_correlation.clocks import perf_counter
 from otel_correlation.outcome import show
 from otel_correlation.policy import redact_url
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY

@@ -4,7 +4,6 @@ One HTTP request.
 
 from __future__ import annotations
 
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, cast
 
 from opentelemetry import context as otel_context
@@ -13,6 +12,7 @@ from opentelemetry.semconv.attributes import http_attributes
 from opentelemetry.trace import SpanKind
 
 from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._record import call_hook, comes_from, finish, leave
 from otel_correlation.edge._response import with_ids

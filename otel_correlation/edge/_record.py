@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from time import perf_counter_ns, time_ns
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._validation import describe
 from otel_correlation.export.sizes import SHORT, text_bytes, value_bytes
 from otel_correlation.identity import detach, short_ones

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -18,6 +17,7 @@ from opentelemetry.trace import Link, SpanKind
 from starlette.websockets import WebSocketDisconnect
 
 from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
 from otel_correlation.edge._record import call_hook, finish, leave

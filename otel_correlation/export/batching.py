@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -21,6 +20,7 @@ from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Status
 
 from otel_correlation import guard, identity
+from otel_correlation.clocks import monotonic
 from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter, Wake
 from otel_correlation.export.sizes import record_bytes, span_bytes
 from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
@@ -160,7 +160,7 @@ class Batcher(Generic[T]):
             return False
         if not self._queue and not self._in_flight:
             return True
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         if not self._start():
             return self._flush_here(deadline)
         sender = self._sender
@@ -178,7 +178,7 @@ class Batcher(Generic[T]):
                     if not self.pending():
                         return True  # it ended in between, with everything done
                     self._start()
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if left <= 0 or (leaving and sender is not None and sender.is_hopeless(attempts)):
                     return False
                 self._flushed.wait(min(left, 0.1) if leaving else left)
@@ -224,7 +224,7 @@ class Batcher(Generic[T]):
             return
         self._room = 0
         self._closing = True
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         if self._sender is not None:
             self._sender.stop(deadline)
         # A little longer than the sender: its last attempt ends at the deadline.
@@ -289,9 +289,9 @@ class Batcher(Generic[T]):
                 self._flushed.notify_all()
 
     def _work(self) -> None:
-        due = time.monotonic() + self._delay_s
+        due = monotonic() + self._delay_s
         while not (self._closing and not self._queue):
-            self._wake.wait(due - time.monotonic())
+            self._wake.wait(due - monotonic())
             self._awake = False
             wanted = self._wanted
             everything = (
@@ -299,10 +299,10 @@ class Batcher(Generic[T]):
                 or self._closing
                 or self._wake_at == 1
                 or self._held >= self._batch_bytes
-                or time.monotonic() >= due
+                or monotonic() >= due
             )
             if everything:
-                due = time.monotonic() + self._delay_s
+                due = monotonic() + self._delay_s
             self._drain(everything=everything)
             if wanted != self._done:
                 with self._flushed:
@@ -393,11 +393,11 @@ def leave(batchers: Sequence[Batcher[Any]], timeout_s: float = EXIT_BUDGET_S) ->
     Returns:
         Whether nothing is left.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic() + timeout_s
     late = [
         batcher
         for batcher in batchers
-        if not batcher.flush(max(deadline - time.monotonic(), 0.05), leaving=True) and batcher.pending()
+        if not batcher.flush(max(deadline - monotonic(), 0.05), leaving=True) and batcher.pending()
     ]
     said = [
         f"{batcher.pending()} {batcher.kind} ({batcher.trouble() or 'no time left'})"
@@ -633,15 +633,15 @@ def _readable(record: Any) -> ReadableLogRecord:
 
 
 def _force_flush(batchers: Sequence[Batcher[Any]], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    late = [batcher for batcher in batchers if not batcher.flush(max(deadline - time.monotonic(), 0.0))]
+    deadline = monotonic() + timeout_s
+    late = [batcher for batcher in batchers if not batcher.flush(max(deadline - monotonic(), 0.0))]
     return not late
 
 
 def _shutdown(batchers: Sequence[Batcher[Any]], exporters: Sequence[SpanExporter | LogRecordExporter]) -> None:
-    deadline = time.monotonic() + EXIT_BUDGET_S
+    deadline = monotonic() + EXIT_BUDGET_S
     for batcher in batchers:
-        batcher.shutdown(max(deadline - time.monotonic(), 0.1))
+        batcher.shutdown(max(deadline - monotonic(), 0.1))
     for exporter in exporters:
         with guard.never_raise("export.shutdown"):
             exporter.shutdown()

@@ -14,7 +14,6 @@ import contextlib
 import gzip
 import random
 import threading
-import time
 import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_correlation import guard
+from otel_correlation.clocks import monotonic
 from otel_correlation.export.encoding import encode_logs, encode_spans
 from otel_correlation.export.transport import NoAnswerError
 from otel_correlation.policy import reason_of, shown_text, shown_url
@@ -233,7 +233,7 @@ class Sender:
                     # Most often an idle connection that the collector has closed: the next attempt opens a new one.
                     again_now = attempt == 0
                 elif self._unreachable_since is None:
-                    self._unreachable_since = time.monotonic()
+                    self._unreachable_since = monotonic()
             else:
                 self.attempts += 1
                 self._unreachable_since = None
@@ -264,7 +264,7 @@ class Sender:
         Return for how long nobody could connect to the collector; 0 if the last attempt got an answer.
         """
         since = self._unreachable_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else monotonic() - since
 
     def hurry(self) -> None:
         """
@@ -323,30 +323,30 @@ class Sender:
     def _attempt_s(self) -> float:
         if self._deadline is None:
             return self._timeout_s
-        return min(self._timeout_s, max(self._deadline - time.monotonic(), 0.1))
+        return min(self._timeout_s, max(self._deadline - monotonic(), 0.1))
 
     def _gives_up(self) -> bool:
         if self._deadline is None:
             return False
-        return time.monotonic() >= self._deadline or self.is_hopeless(self._attempts_before_stop)
+        return monotonic() >= self._deadline or self.is_hopeless(self._attempts_before_stop)
 
     def _obey(self, delay_s: float) -> None:
         """
         Pause as long as the collector asked; at exit, give up if that is longer than there is time.
         """
-        end = time.monotonic() + min(delay_s, 3600.0)
+        end = monotonic() + min(delay_s, 3600.0)
         if self._deadline is None:
-            self._stop.wait(end - time.monotonic())
+            self._stop.wait(end - monotonic())
         if self._deadline is None:
             return
         if end >= self._deadline:
-            self._deadline = time.monotonic()
+            self._deadline = monotonic()
         else:
-            time.sleep(max(end - time.monotonic(), 0.0))
+            Wake().wait(end - monotonic())
 
     def _back_off(self, attempt: int) -> None:
         if self._deadline is not None:
-            time.sleep(_LEAVING_BACKOFF_S)
+            Wake().wait(_LEAVING_BACKOFF_S)
             return
         backoff = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LAST_BACKOFF_S)
         self._hurry.wait(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter

@@ -14,6 +14,7 @@ import functools
 import gzip
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -429,7 +430,8 @@ def _written(text: str) -> list[str]:
         _log_record(text, trace_id=text[:32], span_id=text[:16], request_id=text, extra_field=text, stack_info=None),
         _log_record("%s - %s", name="uvicorn.access", args=("1.1.1.1", f"/x?{text}")),
         _log_record("failed", exc_info=_raised(text)),
-        _log_record("failed", exc_text=text, many=[text[:9]] * 3, nested={"a": {"b": text}}),
+        _log_record("failed", exc_text=text, many=[text[:9]] * 3, nested={"a": {"b": text}}, ratio=math.nan),
+        _log_record({"row": [text, text.encode("utf-8", "replace")]}),  # type: ignore[arg-type] # as user code does
     ]
     export = logs_otlp.Export(_EXPORT_PROVIDER, Settings())
     for record in records:
