@@ -17,7 +17,7 @@ from otel_correlation import _early
 if TYPE_CHECKING:
     # What type checkers see; at run time the names are looked up when they are used, see below.
     from otel_correlation._version import __version__  # noqa: TC004
-    from otel_correlation.bootstrap import bootstrap, stats  # noqa: TC004
+    from otel_correlation.bootstrap import bootstrap, flush, stats  # noqa: TC004
     from otel_correlation.edge import edge  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
     from otel_correlation.identity import bind, detached, request_id, trace_id  # noqa: TC004
@@ -35,6 +35,7 @@ __all__ = [
     "continue_from",
     "detached",
     "edge",
+    "flush",
     "inject",
     "request_id",
     "stats",
@@ -51,6 +52,7 @@ _HOMES: Final = {
     "continue_from": "tasks",
     "detached": "identity",
     "edge": "edge",
+    "flush": "bootstrap",
     "inject": "tasks",
     "request_id": "identity",
     "stats": "bootstrap",

@@ -63,8 +63,8 @@ class Settings:
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
         websocket: One trace per connection, or one per received message.
         sql_comments: Whether ``opentelemetry-instrument`` has SQL statements carry the ``traceparent`` in a comment.
-        patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits, and timers that
-            arm themselves again lose them.
+        patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits, and timers
+            that arm themselves again lose them.
         messages: A consumer's span is in the producer's trace (``continue``), or in one of its own with a link.
         stores: Where ``find`` looks.
         edge: ``open`` continues every caller, or those in ``trusted_networks`` if there are any; ``public`` continues
