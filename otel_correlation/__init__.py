@@ -17,7 +17,7 @@ from otel_correlation import _early, upstream
 if TYPE_CHECKING:
     # What type checkers see; at run time the names are looked up when they are used, see below.
     from otel_correlation._version import __version__  # noqa: TC004
-    from otel_correlation.bootstrap import bootstrap, stats  # noqa: TC004
+    from otel_correlation.bootstrap import bootstrap, flush, stats  # noqa: TC004
     from otel_correlation.edge import edge  # noqa: TC004
     from otel_correlation.formats import IdsFilter, IdsFormatter, log_config  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
@@ -38,6 +38,7 @@ __all__ = [
     "continue_from",
     "detached",
     "edge",
+    "flush",
     "inject",
     "log_config",
     "request_id",
@@ -57,6 +58,7 @@ _HOMES: Final = {
     "continue_from": "tasks",
     "detached": "identity",
     "edge": "edge",
+    "flush": "bootstrap",
     "inject": "tasks",
     "log_config": "formats",
     "request_id": "identity",

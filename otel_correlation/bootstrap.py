@@ -400,30 +400,34 @@ def _keep_foreign_provider(provider: Any) -> None:
         _state.foreign = provider
 
 
-def _flush(timeout_s: float) -> None:
+def _flush(timeout_s: float) -> bool:
     clients.end_dropped()
     deadline = monotonic() + timeout_s
     foreign = _state.foreign
-    if foreign is not None:
-        _flush_beside(foreign.force_flush, timeout_s, timeout_s)
-    left_nothing = export.leave(_state.batchers, timeout_s)
+    left_nothing = foreign is None or _flush_beside(foreign.force_flush, timeout_s, timeout_s)
+    sent = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
         if _state.readers is not None:
             _state.readers.start_unless_supervising()
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
         left_s = max(deadline - monotonic(), 0.1)
-        _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
+        left_nothing = _flush_beside(meters.force_flush, left_s, left_s if sent else 0.1) and left_nothing
+    return sent and left_nothing
 
 
-def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: float) -> None:
+def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: float) -> bool:
     """
     Flush on a thread: the SDK's own processors and readers do not keep to the timeout that they are given.
+
+    Returns:
+        Whether it came to an end in time, and did not say that it failed.
     """
+    results: list[object] = []
 
     def flushing() -> None:
         with guard.never_raise("export.flush"):
-            flush(int(timeout_s * 1000))
+            results.append(flush(int(timeout_s * 1000)))
 
     thread = threading.Thread(target=flushing, daemon=True)
     try:
@@ -432,6 +436,7 @@ def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: floa
         flushing()
     else:
         thread.join(wait_s)
+    return bool(results) and results[0] is not False
 
 
 def _instrument_everything() -> None:
@@ -688,6 +693,31 @@ def _announce_unserved() -> None:
     """
     if not {"uvicorn", "gunicorn"} & sys.modules.keys():
         _announce_problems()
+
+
+def flush(timeout_s: float = export.EXIT_BUDGET_S) -> bool:
+    """
+    Send the spans, log records and metrics that wait now: for a process that is frozen or killed when its work is done.
+
+    Blocks its thread; in async code, ``await asyncio.to_thread(flush)``. A service that runs on has no need of it: what
+    waits is sent within half a second, and where the process ends. Never raises for what happens to the telemetry.
+
+    Args:
+        timeout_s: Seconds that it may take, for all of them together. Where nobody could connect to the collector for
+            two seconds, it gives up before.
+
+    Returns:
+        Whether nothing is left: all was taken, or refused for good and counted (``stats()``). True where nothing is set
+        up or exported. False where the time was not enough: what is left stays in its queue, one line says how much,
+        and it is sent when the process goes on or at the next call.
+    """
+    if _state.settings is None or not _state.settings.enabled:
+        return True
+    try:
+        return _flush(max(timeout_s, 0.0))
+    except Exception:  # noqa: BLE001 - our failure is not the application's
+        guard.report("flush")
+        return False
 
 
 def stats() -> dict[str, int]:

@@ -17,6 +17,7 @@ from otel_correlation import (
     continue_from,
     detached,
     edge,
+    flush,
     inject,
     request_id,
     stats,
@@ -60,6 +61,8 @@ def start() -> None:
     """
     with detached():
         print(request_id())
+    sent: bool = flush(timeout_s=2)
+    print(sent, flush(2))
 
 
 @work("tick", attributes={"job": 7})
