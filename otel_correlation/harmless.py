@@ -45,7 +45,7 @@ def say() -> None:
     if not from_environment().enabled:
         return
     guard.logger.warning(
-        "otel-correlation %s is off, but for request ids: %s. Take that folder off PYTHONPATH, or see 'pip check'",
+        "otel-correlation %s is off, but for request ids: %s (see the reference, 'Other versions')",
         __version__,
         upstream.trouble(),
     )

@@ -194,16 +194,21 @@ def enrich(record: logging.LogRecord) -> None:
 class Patch:
     """
     One wrapped method, and what it wraps.
+
+    Args:
+        owner: The class. Where it inherits the method, because somebody put a subclass in the place of the one that we
+            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered.
+        name: The method's name.
     """
 
     __slots__ = ("found", "name", "original", "ours", "owner", "placed")
 
     def __init__(self, owner: type, name: str) -> None:
-        self.owner = owner
+        self.owner = next(kind for kind in owner.__mro__ if name in kind.__dict__)
         self.name = name
-        self.original: Any = getattr(owner, name)
+        self.original: Any = getattr(self.owner, name)
         # As it stands in the class, which is not what reading it there gives: a static method, a wrapt wrapper.
-        self.found: Any = owner.__dict__[name]
+        self.found: Any = self.owner.__dict__[name]
         self.ours: Any = None
         self.placed = False
 

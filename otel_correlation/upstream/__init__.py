@@ -72,7 +72,7 @@ def _wrong_version(package: str, module_name: str, wanted: str) -> str | None:
     if _numbers(least) <= _numbers(found) < _numbers(below):
         return None
     where = _root(getattr(module, "__file__", None))
-    return f"{package} {wanted} is needed, and {found[:40]} comes first, in {where}"
+    return f"{package} {wanted} is needed, and {found[:40]} comes first, in {where}: take it off PYTHONPATH"
 
 
 def _root(path: str | None) -> str:
