@@ -116,7 +116,7 @@ def telemetry() -> Iterator[Telemetry]:
     """
     The spans and log records of this test; the process is set up as in production, and exports nothing.
     """
-    home = upstream.load("otel_correlation.bootstrap")
+    home = upstream.import_ours("otel_correlation.bootstrap")
     if home is None:
         otel_correlation.bootstrap()  # says why there will be no spans
     else:

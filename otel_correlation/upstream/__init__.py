@@ -41,7 +41,7 @@ def trouble() -> str | None:
     return _State.trouble
 
 
-def load(module: str, *, anywhere: bool = False) -> ModuleType | None:
+def import_ours(module: str, *, anywhere: bool = False) -> ModuleType | None:
     """
     Import a module of ours; None where it cannot work with the packages that were found, as ``trouble()`` tells.
 
