@@ -86,7 +86,7 @@ _ANYWHERE: Final = frozenset({"_version", "guard"})
 
 def _public(name: str) -> property:
     def get(_package: ModuleType) -> Any:
-        home = upstream.load(f"{__name__}.{_HOMES[name]}", anywhere=_HOMES[name] in _ANYWHERE)
+        home = upstream.import_ours(f"{__name__}.{_HOMES[name]}", anywhere=_HOMES[name] in _ANYWHERE)
         if home is None:
             home = importlib.import_module(f"{__name__}.harmless")
             home.say()

@@ -28,7 +28,14 @@ from otel_correlation import guard, logs, policy, semconv
 from otel_correlation._early import LIMITS, shielded
 from otel_correlation._version import __version__
 from otel_correlation.clocks import monotonic
-from otel_correlation.settings import DISTRO, Settings, from_environment, with_overrides
+from otel_correlation.settings import (
+    DISTRO,
+    Settings,
+    from_environment,
+    late_variables,
+    variables,
+    with_overrides,
+)
 from otel_correlation.upstream import api as upstream_api
 from otel_correlation.upstream import sdk as upstream_sdk
 
@@ -111,6 +118,8 @@ class _State:
         self.textmap: TextMapPropagator | None = None
         self.announced = False
         self.pending: list[str] = []
+        # The variables of OpenTelemetry's and ours as they were read, until the process begins to serve.
+        self.read: dict[str, str] | None = None
         # Whether OTEL_PYTHON_CONFIGURATOR is ours, until our configurator runs.
         self.named = False
 
@@ -307,6 +316,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         _state.settings = settings
         if not settings.enabled:
             return
+        _state.read = {**variables(os.environ), **hidden}
         problems = [*settings.problems, *_without_effect(settings)]
         logs.install(settings)
         policy.mask_stock_lines()
@@ -330,12 +340,12 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         fastapi_plug.activate(_current_settings, textmap=textmap)
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
-        celery.watch(_begin)
-        arq.serving(_begin)
+        celery.watch(_serving)
+        arq.serving(_serving)
         if instrument:
             _instrument_everything()
         _state.pending += problems
-        fastapi_plug.on_serving(_begin)
+        fastapi_plug.on_serving(_serving)
         atexit.register(_announce_unserved)
 
 
@@ -644,14 +654,22 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
     logs.otlp_handler(provider, settings)
 
 
-def _begin() -> None:
+def _serving() -> None:
     """
-    Do what waits until this process begins to serve: metrics are exported from now on, and the start-up line is said.
+    Do what waits until this process begins to serve: metrics are exported from now on, and it is said what there is to say.
     """
     if _state.readers is not None:
         with guard.never_raise("metrics"):
             _state.readers.start()
     _announce()
+    read, _state.read = _state.read, None
+    if read is not None and (late := late_variables(read, os.environ)):
+        guard.logger.warning(
+            "%s came after the start and %s no effect. Set %s before the process starts, of a file by "
+            "'set -a; . ./.env'; or start without opentelemetry-instrument, and call bootstrap() after that",
+            ", ".join(late),
+            *(("has", "it") if len(late) == 1 else ("have", "them")),
+        )
 
 
 def _announce() -> None:

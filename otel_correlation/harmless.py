@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import guard, semconv, upstream
@@ -44,7 +45,7 @@ def say() -> None:
     if not from_environment().enabled:
         return
     guard.logger.warning(
-        "otel-correlation %s is off, but for request ids: %s. Take that folder off PYTHONPATH, or see 'pip check'",
+        "otel-correlation %s is off, but for request ids: %s (see the reference, 'Other versions')",
         __version__,
         upstream.trouble(),
     )
@@ -73,7 +74,7 @@ def _place() -> None:
     original: Any = FastAPI.__call__
 
     async def __call__(self: Any, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: N807
-        await _serve(lambda *message: original(self, *message), scope, receive, send)
+        await _serve(partial(original, self), scope, receive, send)
 
     FastAPI.__call__ = __call__  # type: ignore[method-assign]
 
@@ -251,5 +252,10 @@ def carried(function: Any) -> Any:
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)
-    # Any other public function: it does nothing and returns None.
-    return lambda *_arguments, **_options: None
+    return _nothing  # any other public function
+
+
+def _nothing(*_arguments: Any, **_options: Any) -> None:
+    """
+    Do nothing.
+    """

@@ -19,7 +19,7 @@ __all__ = ["Configurator", "Distro", "another_runs"]
 def __getattr__(name: str) -> Any:
     if name not in ("Configurator", "Distro"):
         raise AttributeError(name)
-    home = upstream.load("otel_correlation.bootstrap")
+    home = upstream.import_ours("otel_correlation.bootstrap")
     return getattr(home, name) if home is not None else _harmless_distro() if name == "Distro" else _Configurator
 
 

@@ -629,6 +629,24 @@ def from_environment(
     )
 
 
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return the variables of OpenTelemetry's and ours that are set; one that is empty is not.
+    """
+    return {name: value for name, value in environ.items() if name.startswith("OTEL_") and value.strip()}
+
+
+def late_variables(read: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
+    """
+    Return the names of those that were set, or set to something else, since they were read; at most 20.
+
+    One that was taken away is not among them.
+    """
+    # Strictness is read whenever it is needed.
+    late = [name for name, value in variables(environ).items() if read.get(name) != value and name != STRICT_ENV]
+    return [ascii(name)[1:-1][:100] for name in sorted(late)[:20]]
+
+
 def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
     """
     Return ``settings`` with values that were passed in code.

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import otel_correlation
+from otel_correlation import upstream
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -98,21 +101,27 @@ class _Taps:
 _taps = _Taps()
 
 
+def _set_up(home: Any) -> None:
+    from opentelemetry import trace  # noqa: PLC0415 - a test run that never asks for it pays nothing
+
+    if not home.started():
+        home.bootstrap(traces_exporters=(), logs_exporters=(), metrics_exporters=())
+    provider: Any = trace.get_tracer_provider()
+    if _taps.provider is not provider:
+        provider.add_span_processor(_taps)
+        _taps.provider = provider
+
+
 @pytest.fixture
 def telemetry() -> Iterator[Telemetry]:
     """
     The spans and log records of this test; the process is set up as in production, and exports nothing.
     """
-    from opentelemetry import trace  # noqa: PLC0415 - a test run that never asks for it pays nothing
-
-    from otel_correlation.bootstrap import bootstrap, started  # noqa: PLC0415
-
-    if not started():
-        bootstrap(traces_exporters=(), logs_exporters=(), metrics_exporters=())
-    provider: Any = trace.get_tracer_provider()
-    if _taps.provider is not provider:
-        provider.add_span_processor(_taps)
-        _taps.provider = provider
+    home = upstream.import_ours("otel_correlation.bootstrap")
+    if home is None:
+        otel_correlation.bootstrap()  # says why there will be no spans
+    else:
+        _set_up(home)
     found = Telemetry()
     _taps.telemetry = found
     root = logging.getLogger()

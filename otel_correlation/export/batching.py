@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from opentelemetry.context import attach, detach, set_value
@@ -52,14 +53,15 @@ _FULL_OF_BYTES: Final = (
     "it. Reported at most once a minute."
 )
 
-_here = threading.local()
+# Not threading.local: greenlets of one thread would share it, and each has a context of its own.
+_exporting: Final[ContextVar[bool]] = ContextVar("otel_correlation_exporting", default=False)
 
 
 def in_export() -> bool:
     """
     Tell whether this thread is exporting now, so that what it logs is not exported in turn.
     """
-    return getattr(_here, "exporting", False)
+    return _exporting.get()
 
 
 class Batcher(Generic[T]):
@@ -115,12 +117,16 @@ class Batcher(Generic[T]):
         self._held = 0
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._wake = Wake()
         self._awake = False
         self._in_flight = 0
         self.handed_over = 0
         self._wanted = 0
         self._done = 0
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self._locks_of: Any = threading.Lock
+        self._wake = Wake()
         self._flushed = threading.Condition()
 
     def put(self, item: T) -> None:
@@ -270,6 +276,12 @@ class Batcher(Generic[T]):
             return True
         try:
             if self._thread is None:
+                if threading.Lock is not self._locks_of:
+                    # gevent has replaced it since: what is called a thread is a greenlet now, and one that waited for
+                    # a lock of before would stop all the others.
+                    self._make_locks()
+                    if self._sender is not None:
+                        self._sender.make_locks()
                 thread = threading.Thread(target=self._run, name=f"otel-correlation-{self.kind}", daemon=True)
                 self._thread = thread  # before it runs: it takes itself out when it ends
                 thread.start()
@@ -327,7 +339,7 @@ class Batcher(Generic[T]):
         if not left:
             return
         token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        _here.exporting = True
+        exporting = _exporting.set(True)
         try:
             while left > 0 and queue:
                 # Said before anything is taken, so that a flush never sees an empty queue and nothing in flight.
@@ -347,7 +359,7 @@ class Batcher(Generic[T]):
                     self._in_flight = 0
                     self._held -= held
         finally:
-            _here.exporting = False
+            _exporting.reset(exporting)
             detach(token)
 
     def _take(self, count: int) -> tuple[list[T], int]:
@@ -373,7 +385,7 @@ _batchers: Final[weakref.WeakSet[Batcher[Any]]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    _here.exporting = False
+    _exporting.set(False)
     for batcher in _batchers:
         batcher.after_fork()
 

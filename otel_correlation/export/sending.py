@@ -312,6 +312,12 @@ class Sender:
         # Not closed: a lock of the connection pool may have been held at the fork.
         self._transport = None
         self._unreachable_since = None
+        self.make_locks()
+
+    def make_locks(self) -> None:
+        """
+        Wait by what ``threading`` offers now from here on; nobody may be sending.
+        """
         self._hurry = Wake()
         self._stop = Wake()
 

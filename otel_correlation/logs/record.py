@@ -196,21 +196,35 @@ def enrich(record: logging.LogRecord) -> None:
 
 # In place of what a class does not have itself.
 _INHERITED: Final = object()
+# CPython's flags of a class: made by a class statement, and closed to changes all the same.
+_HEAP_TYPE: Final = 1 << 9
+_IMMUTABLE_TYPE: Final = 1 << 8
+
+
+def _takes_methods(kind: type) -> bool:
+    return kind.__flags__ & (_HEAP_TYPE | _IMMUTABLE_TYPE) == _HEAP_TYPE
 
 
 class Patch:
     """
     One wrapped method, and what it wraps.
+
+    Args:
+        owner: The class. Where it inherits the method, because somebody put a subclass in the place of the one that we
+            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered. A class
+            of compiled code (under uvloop's loop) lets nobody do that; then the method is wrapped in ``owner``.
+        name: The method's name.
     """
 
     __slots__ = ("found", "name", "original", "ours", "owner", "placed")
 
     def __init__(self, owner: type, name: str) -> None:
-        self.owner = owner
+        has_it = next(kind for kind in owner.__mro__ if name in kind.__dict__)
+        self.owner = has_it if _takes_methods(has_it) else owner
         self.name = name
-        self.original: Any = getattr(owner, name)
+        self.original: Any = getattr(self.owner, name)
         # As it stands in the class, which is not what reading it there gives: a static method, a wrapt wrapper.
-        self.found: Any = owner.__dict__.get(name, _INHERITED)
+        self.found: Any = self.owner.__dict__.get(name, _INHERITED)
         self.ours: Any = None
         self.placed = False
 

@@ -41,7 +41,7 @@ def trouble() -> str | None:
     return _State.trouble
 
 
-def load(module: str, *, anywhere: bool = False) -> ModuleType | None:
+def import_ours(module: str, *, anywhere: bool = False) -> ModuleType | None:
     """
     Import a module of ours; None where it cannot work with the packages that were found, as ``trouble()`` tells.
 
@@ -71,7 +71,8 @@ def _wrong_version(package: str, module_name: str, wanted: str) -> str | None:
     least, below = wanted.split(",")
     if _numbers(least) <= _numbers(found) < _numbers(below):
         return None
-    return f"{package} {wanted} is needed, and {found[:40]} comes first, in {_root(getattr(module, '__file__', None))}"
+    where = _root(getattr(module, "__file__", None))
+    return f"{package} {wanted} is needed, and {found[:40]} comes first, in {where}: take it off PYTHONPATH"
 
 
 def _root(path: str | None) -> str:

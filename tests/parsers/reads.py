@@ -447,6 +447,7 @@ NOT_FOREIGN: Final[dict[str, str]] = {
     "settings": "the operator's environment, read once",
     "bootstrap": "the operator's environment and installed packages, read once",
     "_early": "the operator's environment, read once",
+    "upstream": "versions and places of installed packages, looked at once",
     "cli.doctor": "the operator's environment and installed packages",
     "cli.demo": "the output of our own three services",
     "export.exporters": "the operator's environment, read once",
