@@ -71,7 +71,7 @@ from otel_correlation import clients, export, propagators, sampling, tasks  # no
 from otel_correlation.edge import _threads as thread_pool  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
-from otel_correlation.tasks import arq, celery  # noqa: E402
+from otel_correlation.tasks import carriers, celery  # noqa: E402
 
 # What sends the request id on: all that is wanted of instrumentations where the SDK is disabled.
 _SENDING: Final = tuple(
@@ -314,7 +314,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
         celery.watch(_announce)
-        arq.serving(_announce)
+        carriers.serving(_announce)
         if instrument:
             _instrument_everything()
         _state.pending += problems

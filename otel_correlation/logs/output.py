@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _ACCESS: Final = "uvicorn.access"
 # Their own handlers, where they are as they come, give way to ours.
-_SERVERS: Final = ("uvicorn", "arq")
+_SERVERS: Final = ("uvicorn", "arq", "rq")
 # Top-level loggers whose handlers say nothing about the application: servers configure their own, SQLAlchemy adds one
 # for ``echo=True``, redis ("push_response") for every pub/sub, and OpenTelemetry's logging instrumentation has one for
 # its own troubles.
 _NOT_THE_APPLICATION: Final = frozenset(
     {
-        *("uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "arq"),
+        *("uvicorn", "gunicorn", "hypercorn", "granian", "_granian", "daphne", "fastapi_cli", "arq", "rq"),
         *("sqlalchemy", "push_response", "opentelemetry"),
     }
 )
@@ -45,6 +45,7 @@ _STOCK_FORMATS: Final = frozenset(
         '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s',
         "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
         "%(asctime)s: %(message)s",
+        "%(asctime)s %(message)s",
         "%(message)s",
     }
 )
