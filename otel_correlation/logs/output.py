@@ -331,9 +331,10 @@ def _summary_from(access: logging.Logger) -> int:
 
 
 def _is_stock(handler: logging.Handler) -> bool:
-    if type(handler) is not logging.StreamHandler:
+    if type(handler) is not logging.StreamHandler and type(handler).__module__ != "rq.logutils":
         return False
-    if handler.stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    stream: Any = getattr(handler, "stream", None)
+    if stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         return False
     formatter = handler.formatter
     if formatter is None:

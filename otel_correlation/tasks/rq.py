@@ -2,8 +2,8 @@
 RQ: a job carries its identity in its ``meta``, and a worker continues it and loses nothing of it.
 
 Two seams, both public methods of classes that RQ lets a user choose. ``Queue.create_job`` makes every job, however it
-is enqueued. ``Worker.perform_job`` is all that a work horse does: a process that RQ ends by ``os._exit``, so what it has
-to send is sent before: spans, and RQ's own last lines.
+is enqueued. ``Worker.perform_job`` is all that a work horse does: a process that RQ ends by ``os._exit``, so what it
+has to send is sent before: spans, and RQ's own last lines.
 
 This module is for who has RQ: it imports it.
 """
@@ -116,9 +116,8 @@ class Correlated:
         """
         Run a job, in the work horse if there is one, which sends what it has before it ends.
         """
-        carrier = _carrier(job)
         scope = continue_from(
-            {} if carrier is None else carrier,
+            _carrier(job),  # None where nobody of ours enqueued it: each work horse would warn once more
             f"run {_function(job)}",
             attributes=_attributes(job, str(queue.name), "run", "process"),
         )
@@ -143,7 +142,7 @@ class Correlated:
 
 class Worker(Correlated, _Worker):  # type: ignore[misc]
     """
-    RQ's worker that continues the identities of its jobs: ``rq worker --worker-class otel_correlation.tasks.rq.Worker``.
+    RQ's worker, for ``rq worker --worker-class otel_correlation.tasks.rq.Worker``: continues its jobs' identities.
     """
 
 

@@ -119,7 +119,9 @@ def test_where_only_one_side_knows_of_ids(stack: Stack) -> None:
         assert there["request_id"] == there["trace_id"]
     stack.stop_worker()
     warnings = [line["message"] for line in stack.lines(stack.worker) if line["level"] == "WARNING"]
-    assert len(warnings) == len(set(warnings)) <= 3
+    assert not [text for text in warnings if "without trace headers" in text]
+    # Each job has a process of its own, which says it once.
+    assert len([text for text in warnings if "could not be used" in text]) == 3
 
 
 def test_rqs_own_worker_runs_our_jobs(stack: Stack) -> None:
