@@ -121,7 +121,7 @@ def test_a_job_runs_inside_and_so_do_the_workers_own_lines(rq: Any, wire: Wire) 
     worker.execute_job(job, TheirQueue())
     assert worker.seen == [RID, RID]
     assert request_id() is None
-    spans = {span.name: span for span in wire.spans}
+    spans: dict[str, Any] = {span.name: span for span in wire.spans}
     assert spans["run mailer.send"].kind is SpanKind.CONSUMER
     assert spans["run mailer.send"].parent.span_id == spans["enqueue mailer.send"].context.span_id
 
