@@ -77,7 +77,7 @@ from otel_correlation import clients, export, propagators, sampling, tasks  # no
 from otel_correlation.edge import _threads as thread_pool  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
-from otel_correlation.tasks import arq, celery  # noqa: E402
+from otel_correlation.tasks import carriers, celery  # noqa: E402
 
 # What sends the request id on: all that is wanted of instrumentations where the SDK is disabled.
 _SENDING: Final = tuple(
@@ -341,7 +341,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
         celery.watch(_serving)
-        arq.serving(_serving)
+        carriers.serving(_serving)
         if instrument:
             _instrument_everything()
         _state.pending += problems
@@ -656,7 +656,7 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
 
 def _serving() -> None:
     """
-    Do what waits until this process begins to serve: metrics are exported from now on, and it is said what there is to say.
+    Do what waits until this process begins to serve: export metrics from now on, and say what there is to say.
     """
     if _state.readers is not None:
         with guard.never_raise("metrics"):

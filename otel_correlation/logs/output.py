@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ACCESS: Final = "uvicorn.access"
 # Their own handlers, where they are as they come, give way to ours.
-_SERVERS: Final = frozenset({"uvicorn", "granian", "_granian", "arq"})
+_SERVERS: Final = frozenset({"uvicorn", "granian", "_granian", "arq", "rq"})
 # Their INFO (and DEBUG) lines hold whole URLs.
 _URL_LOGGERS: Final = ("httpx", "httpcore", "httpx2", "httpcore2")
 # The formats that a server sets by itself; a handler with another one was configured by the user.
@@ -39,6 +39,7 @@ _STOCK_FORMATS: Final = frozenset(
         "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
         "%(asctime)s: %(message)s",
         "[%(levelname)s] %(message)s",
+        "%(asctime)s %(message)s",
         "%(message)s",
     }
 )
@@ -360,9 +361,10 @@ def _give_access_back() -> None:
 
 
 def _is_stock(handler: logging.Handler) -> bool:
-    if type(handler) is not logging.StreamHandler:
+    if type(handler) is not logging.StreamHandler and type(handler).__module__ != "rq.logutils":
         return False
-    if handler.stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    stream: Any = getattr(handler, "stream", None)
+    if stream not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         return False
     formatter = handler.formatter
     if formatter is None:

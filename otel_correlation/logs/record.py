@@ -211,8 +211,8 @@ class Patch:
 
     Args:
         owner: The class. Where it inherits the method, because somebody put a subclass in the place of the one that we
-            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered. A class
-            of compiled code (under uvloop's loop) lets nobody do that; then the method is wrapped in ``owner``.
+            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered. A
+            class of compiled code (under uvloop's loop) lets nobody do that; then it is wrapped in ``owner``.
         name: The method's name.
     """
 

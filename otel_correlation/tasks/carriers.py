@@ -42,6 +42,8 @@ _PLAIN: Final = (str, bool, int, float)
 
 _tracer: Final = Tracer(SCOPE_NAME)
 _settings: Callable[[], Settings] | None = None
+# Says the start-up line, once in a process.
+_announce: Callable[[], None] | None = None
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 _Carrier = TypeVar("_Carrier", bound=MutableMapping[str, str])
@@ -53,6 +55,22 @@ def switch(settings: Callable[[], Settings] | None) -> None:
     """
     global _settings  # noqa: PLW0603 - one process, one set-up
     _settings = settings
+
+
+def serving(announce: Callable[[], None]) -> None:
+    """
+    Say ``announce`` where a worker of a queue starts.
+    """
+    global _announce  # noqa: PLW0603 - one process, one set-up
+    _announce = announce
+
+
+def announce() -> None:
+    """
+    Say that this process begins to serve.
+    """
+    if _announce is not None:
+        _announce()
 
 
 class _Begun:
