@@ -81,7 +81,7 @@ def _look_up(scope: Scope) -> str | None:
     """
     if "router" in scope:
         return _answered_itself(scope)
-    app = scope.get("app")
+    app: Any = scope.get("app")
     if not isinstance(app, STARLETTE):
         template = scope.get("path_template")  # Litestar's
         return template if isinstance(template, str) and template else None

@@ -30,7 +30,7 @@ from otel_correlation.identity import log_ids
 from tests.contract.wire import PARENT, TRACE, UUID, call, open_socket, wired
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from tests.contract.wire import Wire
 
@@ -198,7 +198,14 @@ def test_what_middleware_answers(wire: Wire) -> None:
     assert len(wire.servers) == 1
 
 
-@pytest.mark.parametrize("outside", [edge, OpenTelemetryMiddleware, lambda app: FastAPI(routes=[Mount("/", app=app)])])
+def behind_fastapi(app: Any) -> FastAPI:
+    """
+    Mount an application in one of FastAPI.
+    """
+    return FastAPI(routes=[Mount("/", app=app)])
+
+
+@pytest.mark.parametrize("outside", [edge, OpenTelemetryMiddleware, behind_fastapi])
 def test_never_two(wire: Wire, outside: Any) -> None:
     """
     An edge, contrib's middleware or a FastAPI application around it make no second span.
@@ -307,7 +314,7 @@ def test_lifespan_begins_to_serve(wire: Wire, kind: Any) -> None:
     served: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncGenerator[None]:
         served.append("up")
         yield
 
