@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import metrics as metrics_api
 from opentelemetry import propagate
 from opentelemetry import trace as trace_api
-from opentelemetry._logs import set_logger_provider
+from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import Resource
@@ -108,7 +108,10 @@ class _State:
         self.lock = threading.RLock()
         self.settings: Settings | None = None
         self.provider: TracerProvider | None = None
-        self.foreign: TracerProvider | None = None
+        # Providers that are not ours, to be flushed where the process ends.
+        self.foreign: tuple[TracerProvider | LoggerProvider, ...] = ()
+        # What the start-up line says where OTEL_CONFIG_FILE decides.
+        self.by_file = ""
         self.batchers: tuple[Any, ...] = ()
         # Of metrics, whoever made it.
         self.meters: MeterProvider | None = None
@@ -321,15 +324,14 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         logs.install(settings)
         policy.mask_stock_lines()
         textmap = None
-        by_file = not settings.sdk_disabled and _configured_by_file(problems)
-        if by_file:
-            # The file's providers, exporters, samplers and propagators stand; ours is the edge, the clients, the logs.
-            _keep_foreign_provider(trace_api.get_tracer_provider())
+        file = None if settings.sdk_disabled else _configured_by_file(problems)
+        if file is not None:
+            settings = _state.settings = _keep_to_file(file, settings)
             exits.install(_flush)
         else:
             textmap = _state.textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
-        if not settings.sdk_disabled and not by_file:
+        if not settings.sdk_disabled and file is None:
             problems += _wrong_limits(hidden)
             resource = _resource(settings, auto_version)
             _start_metrics(settings, resource, problems)
@@ -377,26 +379,77 @@ def _without_effect(settings: Settings) -> list[str]:
     ]
 
 
-def _configured_by_file(problems: list[str]) -> bool:
+def _configured_by_file(problems: list[str]) -> Any:
     """
-    Apply OTEL_CONFIG_FILE, where it is set; the environment is used where that fails.
+    Apply OTEL_CONFIG_FILE, where it is set, and return what it says; the environment is used where that fails.
     """
-    path = os.environ.get("OTEL_CONFIG_FILE", "").strip()
+    path = _config_file()
     if not path:
-        return False
+        return None
     try:
         # The extra [config]; nobody else pays for its import.
         from opentelemetry.configuration import configure_sdk, load_config_file  # noqa: PLC0415
 
-        configure_sdk(load_config_file(path))
+        found = load_config_file(path)
+        configure_sdk(found)
     except ModuleNotFoundError:
         why = "pip install 'otel-correlation[config]'"
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the service serves
         why = policy.file_problem(error)
     else:
-        return True
+        return found
     problems.append(f"OTEL_CONFIG_FILE={path[:200]!a} is not usable ({why}); using the environment instead")
-    return False
+    return None
+
+
+def _config_file() -> str:
+    return os.environ.get("OTEL_CONFIG_FILE", "").strip()
+
+
+def _keep_to_file(file: Any, settings: Settings) -> Settings:
+    """
+    Leave the file's providers, exporters, samplers and propagators as they are: ours are the edge, clients and logs.
+
+    Returns:
+        The settings with what the file says in place of the variables.
+    """
+    tracers, loggers = trace_api.get_tracer_provider(), get_logger_provider()
+    _keep_foreign_provider(tracers)
+    made = [found for found in (tracers, loggers) if isinstance(found, TracerProvider | LoggerProvider)]
+    # One resource for all of them.
+    service = str(made[0].resource.attributes.get("service.name", "")) if made else ""
+    exports_logs = file.logger_provider is not None
+    _state.by_file = f"{_spans_of_file(file)}, sampler and propagators of {_config_file()[:200]!a}"
+    settings = replaced(
+        settings,
+        service_name="" if service.startswith("unknown_service") else service,
+        logs_exporters=("otlp",) if exports_logs else (),
+    )
+    logs.install(settings)
+    if exports_logs and isinstance(loggers, LoggerProvider):
+        _state.foreign = (*_state.foreign, loggers)
+        logs.otlp_handler(loggers, settings)
+    return settings
+
+
+def _spans_of_file(file: Any) -> str:
+    """
+    Say where the spans of a configuration file go.
+    """
+    processors = file.tracer_provider.processors if file.tracer_provider is not None and not file.disabled else ()
+    said = []
+    for processor in processors:
+        exporter = getattr(processor.batch or processor.simple, "exporter", None)
+        http, grpc = getattr(exporter, "otlp_http", None), getattr(exporter, "otlp_grpc", None)
+        if http is not None:
+            said.append(f"{policy.shown_url(http.endpoint or 'http://localhost:4318/v1/traces')} (http/protobuf)")
+        elif grpc is not None:
+            said.append(f"{policy.shown_url(grpc.endpoint or 'http://localhost:4317')} (grpc)")
+        elif getattr(exporter, "console", None) is not None:
+            said.append("console")
+        else:
+            said.append("an exporter of another package")
+    return f"spans to {', '.join(said)}" if said else "spans are not exported"
 
 
 def _keep_foreign_provider(provider: Any) -> None:
@@ -407,14 +460,18 @@ def _keep_foreign_provider(provider: Any) -> None:
         limits = getattr(provider, "_span_limits", None)
         length = getattr(limits, "max_attribute_length", None)
         provider.add_span_processor(export.SpanPipeline([], attribute_length=length))
-        _state.foreign = provider
+        _state.foreign = (*_state.foreign, provider)
 
 
 def _flush(timeout_s: float) -> bool:
     clients.end_dropped()
     deadline = monotonic() + timeout_s
     foreign = _state.foreign
-    left_nothing = foreign is None or _flush_beside(foreign.force_flush, timeout_s, timeout_s)
+
+    def flush_foreign(left_ms: int) -> bool:
+        return all([provider.force_flush(left_ms) is not False for provider in foreign])  # each, whatever the first says
+
+    left_nothing = not foreign or _flush_beside(flush_foreign, timeout_s, timeout_s)
     sent = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
@@ -692,9 +749,8 @@ def _announce() -> None:
     else:
         where = f"spans to {', '.join(settings.traces_exporters)}"
     sampler = f"ratio {settings.ratio:g}" if settings.sampler.endswith("ratio") else settings.sampler
-    logs.startup_line(
-        f"otel-correlation {__version__}: service {service}, {where}, {sampler}, header {settings.response_header}"
-    )
+    what = _state.by_file or f"{where}, {sampler}"
+    logs.startup_line(f"otel-correlation {__version__}: service {service}, {what}, header {settings.response_header}")
 
 
 def _announce_problems() -> None:

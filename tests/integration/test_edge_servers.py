@@ -10,7 +10,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,9 +20,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from otel_correlation import identity
 from otel_correlation.identity import log_ids
 from tests.contract.wire import UUID, Wire, wired
+from tests.integration.services import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 DEADLINE_S = 20.0
 
@@ -46,16 +46,6 @@ def serving(app: Any, **options: Any) -> Iterator[int]:
         thread.join(DEADLINE_S)
         listener.close()
     assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """
-    Wait until something is so; fail after a generous deadline.
-    """
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def read_responses(connection: socket.socket, count: int) -> list[tuple[dict[str, str], bytes]]:
