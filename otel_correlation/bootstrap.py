@@ -239,6 +239,10 @@ class Configurator:
             if another:
                 _stand_back(**kwargs)
                 return
+            if any("multiprocessing.resource_tracker" in argument for argument in sys.orig_argv):
+                # Python's own helper beside workers: it runs nothing of the service, but lives as long.
+                _state.settings = replaced(from_environment(), enabled=False)
+                return
             _start(from_environment(), auto_version=kwargs.get("auto_instrumentation_version"))
         except Exception:  # noqa: BLE001 - start-up must go on
             guard.report("configurator")

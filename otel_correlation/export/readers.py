@@ -88,7 +88,7 @@ class Readers:
             self.start()  # another SDK than we know
             return
         # In the way of measurements until the first that counts; then the class's own is found again.
-        self._consumer.consume_measurement = self._measured
+        vars(self._consumer)["consume_measurement"] = self._measured
         waiting = threading.Thread(target=self._wait, name="otel-correlation-readers", daemon=True)
         waiting.start()
 
@@ -107,8 +107,7 @@ class Readers:
         except Exception as error:  # noqa: BLE001 - a third party's constructor
             self._failed(error)
         finally:
-            if self._consumer is not None:
-                self._consumer.__dict__.pop("consume_measurement", None)
+            getattr(self._consumer, "__dict__", {}).pop("consume_measurement", None)
             self._starting.release()
 
     def start_unless_supervising(self) -> None:

@@ -14,6 +14,7 @@ import sys
 from base64 import b64encode
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -77,6 +78,7 @@ class Transport(Protocol):
         Raises:
             NoAnswerError: No whole answer came.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """
@@ -152,7 +154,9 @@ class Direct:
             headers = {**headers, "authorization": self._credentials}
         connection = self._connected(timeout_s)
         try:
-            connection.request("POST", self._target, data, dict(headers))
+            # A collector that refuses before it has read everything may have answered when it closed.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", self._target, data, dict(headers))
             response = connection.getresponse()
             body = response.read(_MAX_ANSWER_BYTES)
         except (OSError, HTTPException) as error:
@@ -283,9 +287,9 @@ def _load_requests(endpoint: str) -> Any:
     """
     Import ``requests`` and what it imports itself only when it sends.
     """
-    import netrc  # noqa: F401, PLC0415 - here and not where it sends, see above
+    import requests  # noqa: PLC0415 - here and not where it sends, see above
 
-    import requests  # noqa: PLC0415
+    import_module("netrc")
 
     _load_codec(urlsplit(endpoint).hostname or "")
     return requests

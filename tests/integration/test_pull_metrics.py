@@ -144,6 +144,27 @@ def test_a_process_that_serves_has_the_port(server: str, tmp_path: Path, pulled:
         assert metrics["http.server.request.duration"] >= 1
 
 
+def test_pythons_own_helper_exports_nothing(tmp_path: Path, pulled: dict[str, str]) -> None:
+    """
+    The process that ``multiprocessing`` starts to look after its resources is no service, however long it lives.
+    """
+    script = (
+        "from multiprocessing.resource_tracker import main\n"
+        "from otel_correlation.bootstrap import _state\n"
+        "print('enabled', _state.settings.enabled, _state.readers)\n"
+    )
+    done = subprocess.run(
+        [*("opentelemetry-instrument", sys.executable, "-c"), script],
+        env=pulled,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert "enabled False None" in done.stdout
+
+
 def test_a_script_that_measures_exports(tmp_path: Path, pulled: dict[str, str]) -> None:
     """
     A process that serves nothing and supervises nobody has the port from its first measurement on.
