@@ -31,7 +31,7 @@ _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
 _LISTS: Final = (semconv.BAGGAGE.encode(), semconv.TRACESTATE.encode())
 # A valid request id has at most 200 bytes, a traceparent 55.
 _SHORT: Final = 200
-_MAX_SHORT: Final = 2
+_MAX_FIELDS: Final = 2
 # Reentrant: a signal handler or a finalizer may bind while its own thread does.
 _bind_lock = threading.RLock()
 
@@ -68,10 +68,13 @@ def short_ones(received: Mapping[bytes, list[bytes]] | None) -> Mapping[bytes, l
     A task that outlives its request may pass on ``request.headers``, so a ``traceparent`` must still be known as the
     caller's. Lists (baggage, tracestate) and what is longer than any id go: what a caller sent may be large.
     """
+    if not received:
+        return None
+    # Two traceparents restart a trace; more are nobody's mistake.
     kept = {
         name: values
-        for name, values in (received or {}).items()
-        if name not in _LISTS and len(values) <= _MAX_SHORT and max(map(len, values)) <= _SHORT
+        for name, values in received.items()
+        if len(values) <= _MAX_FIELDS and name not in _LISTS and len(values[0]) + len(values[-1]) <= 2 * _SHORT
     }
     return kept or None
 

@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Status
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity
 from otel_correlation.clocks import monotonic
@@ -505,9 +506,12 @@ class SpanPipeline(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """
         Put ``request_id`` on the span unless it is there: that of its context, or of the request that runs.
+
+        A carrier that was read gives a context with a span and no request id. One without a span was emptied on
+        purpose, and stays outside of the request.
         """
         found = None if parent_context is None else identity.get_from(parent_context)
-        if found is None:
+        if found is None and (parent_context is None or _SPAN_KEY in parent_context):
             found = identity.current()
         if found is not None:
             attributes = span.attributes
