@@ -473,7 +473,8 @@ def _flush(timeout_s: float) -> bool:
     foreign = _state.foreign
 
     def flush_foreign(left_ms: int) -> bool:
-        return all([provider.force_flush(left_ms) is not False for provider in foreign])  # each, whatever the first says
+        flushed = [provider.force_flush(left_ms) for provider in foreign]
+        return False not in flushed
 
     left_nothing = not foreign or _flush_beside(flush_foreign, timeout_s, timeout_s)
     sent = export.leave(_state.batchers, timeout_s)

@@ -110,6 +110,8 @@ REDIS_RECEIVERS: Final = "otel_correlation.redis.receivers"
 SCOPE_KEY: Final = "otel_correlation"
 # Key in the ASGI scope under which the socket's peer stands, where the server replaced "client" by a forwarded address.
 SCOPE_PEER: Final = "otel_correlation.peer"
+# Key in the ASGI scope under which a request that is over stands, for a server that logs its access line only then.
+SCOPE_LEFT: Final = "otel_correlation.left"
 # Key in the ASGI scope under which the templates of the mounts on the way stand.
 SCOPE_MOUNT: Final = "otel_correlation.mount"
 

@@ -24,6 +24,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _Instrume
 from starlette.background import BackgroundTask
 
 from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.edge import _granian
 from otel_correlation.edge._asgi import Edge, serve, set_default
 from otel_correlation.edge._config import STARLETTE, config_for
 from otel_correlation.edge._http import serve_http
@@ -326,6 +327,7 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
         patch(STARLETTE, "build_middleware_stack", _patched_build(build))
     _note_routes()
     _note_handled()
+    _granian.watch()
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
     patch(FastAPIInstrumentor, "uninstrument_app", staticmethod(_uninstrument_app))
     patch(FastAPIInstrumentor, "_instrument", _instrument)
@@ -442,6 +444,7 @@ def deactivate() -> None:
         return
     _uninstrument(None)
     forget_socket_peers()
+    _granian.unwatch()
     instrumentor = FastAPIInstrumentor()
     instrumentor._is_instrumented_by_opentelemetry = False
     _plug.restore()

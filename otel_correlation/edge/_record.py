@@ -27,11 +27,12 @@ from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
 from otel_correlation.clocks import perf_counter_ns
+from otel_correlation.edge._granian import granian
 from otel_correlation.edge._validation import describe
 from otel_correlation.export.sizes import SHORT, text_bytes, value_bytes
 from otel_correlation.identity import detach, short_ones
 from otel_correlation.outcome import only, outcome_of, record_exception, show, was_cancelled
-from otel_correlation.policy import CUT, DEFAULT, FORWARDING, redact_query
+from otel_correlation.policy import CUT, DEFAULT, FORWARDING, end_of, redact_query
 from otel_correlation.tracer import LightSpan
 
 if TYPE_CHECKING:
@@ -337,15 +338,14 @@ def collect(
     if query:
         values[url_attributes.URL_QUERY] = shown = _shown_query(query, config.settings.query_values, bounds)
         long += len(shown) * 2  # Latin-1 has at most two bytes for a character in UTF-8
-    client = scope.get("client")
-    if client:
-        address = client[0]
+    address, client_port = end_of(scope.get("client"))
+    if address:
         if len(address) > SHORT:
             address = bounds.cut(address, bounds.address)
             long += text_bytes(address)
         values[client_attributes.CLIENT_ADDRESS] = address
-        if client[1]:
-            values[client_attributes.CLIENT_PORT] = client[1]
+        if client_port:
+            values[client_attributes.CLIENT_PORT] = client_port
     host = None
     for name, value in read:
         if name == b"host":
@@ -365,10 +365,12 @@ def collect(
         values[server_attributes.SERVER_ADDRESS] = address
         long += len(address)
         values[server_attributes.SERVER_PORT] = port or (443 if scheme in ("https", "wss") else 80)
-    elif server := scope.get("server"):
-        values[server_attributes.SERVER_ADDRESS] = server[0]
-        if server[1] is not None:
-            values[server_attributes.SERVER_PORT] = server[1]
+    else:
+        address, server_port = end_of(scope.get("server"))
+        if address:
+            values[server_attributes.SERVER_ADDRESS] = address
+            if server_port:
+                values[server_attributes.SERVER_PORT] = server_port
     if config.request_headers is not None:
         # A refused value must not come back by this way.
         captured = config.request_headers.attributes(scope["headers"] if record.refused else received, bounds)
@@ -552,6 +554,8 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     Leave a request behind: its context, its mark in the scope, and the exception that holds its frames.
     """
     detach(token)
+    if granian.logs_access:
+        scope[semconv.SCOPE_LEFT] = record
     # A wrapper may call the application again with the same scope; that is another request.
     scope.pop(semconv.SCOPE_KEY, None)
     record.error = record.answered = record.identity.handled = None

@@ -24,6 +24,7 @@ from otel_correlation.edge._record import call_hook, finish, leave
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
 from otel_correlation.outcome import show
+from otel_correlation.policy import end_of
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
@@ -153,8 +154,8 @@ class _Socket:
             message = with_ids(record, message)
             self._end_handshake(message["status"])
         elif kind == "websocket.close":
-            client = self._scope.get("client") or ("",)
-            if _DENIAL in (self._scope.get("extensions") or {}) and client[0] != _TEST_CLIENT:
+            client, _ = end_of(self._scope.get("client"))
+            if _DENIAL in (self._scope.get("extensions") or {}) and client != _TEST_CLIENT:
                 # As a plain close, the server would make a 403 that has no headers.
                 message = with_ids(record, {"type": f"{_DENIAL}.start", "status": 403, "headers": []})
                 self._end_handshake(403)

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.context import get_current
@@ -51,6 +52,18 @@ _MEMO_SIZE: Final = 64
 _ASGI_CORRELATION_ID: Final = "asgi_correlation_id"
 
 
+def _failure(record: logging.LogRecord) -> BaseException | None:
+    """
+    Return the exception that ``record`` tells of.
+    """
+    error = record.exc_info
+    if error:
+        return error[1] if type(error) is tuple else None
+    # Granian writes the traceback as text, while it handles the exception.
+    level = record.levelno
+    return sys.exc_info()[1] if type(level) is int and level >= logging.ERROR else None
+
+
 class _Fields:
     """
     Puts the fields on one record; a value that is already there stays.
@@ -75,10 +88,9 @@ class _Fields:
             request, bound = found.request_id, found.fields
         else:
             request = ""
-            error = record.exc_info
-            if error and trace is _NO_TRACE and type(error) is tuple:
-                # uvicorn logs "Exception in ASGI application" when the request's context is gone.
-                left = identity.stashed(error[1])
+            if trace is _NO_TRACE:
+                # Servers log the exception of a request when the request's context is gone.
+                left = identity.stashed(_failure(record))
                 if left is not None:
                     trace, request = left[:3], left[3]
         trace_id, span_id, flags = trace

@@ -36,7 +36,7 @@ from otel_correlation.policy.showing import (
     shown_url,
     shown_variable,
 )
-from otel_correlation.policy.trust import FORWARDING, NONE, Trust, peers, trust_for
+from otel_correlation.policy.trust import FORWARDING, NONE, Trust, end_of, peers, trust_for
 
 __all__ = [
     "ALL",
@@ -58,6 +58,7 @@ __all__ = [
     "Trust",
     "bounds_for",
     "class_name",
+    "end_of",
     "file_problem",
     "hide_quoted",
     "host_pattern",

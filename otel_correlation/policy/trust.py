@@ -185,12 +185,35 @@ def trust_for(edge: str, networks: Sequence[str], proxies: Sequence[str], force_
     return Trust(networks, proxies, force_header) if networks or edge != "open" else None
 
 
+def end_of(pair: object) -> tuple[str, int]:
+    """
+    Return the address and the port of a scope's ``client`` or ``server``: empty and 0 where there is none.
+
+    ASGI has a text and a number, or None; Granian has the port as text, Daphne a list, and a Unix socket has neither.
+    """
+    if not isinstance(pair, tuple | list) or not pair:
+        return "", 0
+    host = pair[0]
+    port = pair[1] if len(pair) > 1 else 0
+    if type(port) is str:
+        port = int(port) if len(port) <= 5 and port.isascii() and port.isdecimal() else 0
+    # By the type: True is an int, too.
+    return host if isinstance(host, str) else "", port if type(port) is int and 0 < port < 65_536 else 0
+
+
 def _socket_peer(scope: Mapping[str, Any], client: Any) -> Peer:
-    if client:
-        return address(client[0]) if isinstance(client, tuple | list) else None
     server = scope.get("server")
-    # A TCP peer that is gone before it was asked for has no address, too; the port tells them apart.
-    return UNIX if not isinstance(server, tuple | list) or server[1] is None else None
+    if client is None:
+        # A TCP peer that is gone before it was asked for has no address, too; the port tells them apart.
+        has_no_port = isinstance(server, tuple | list) and len(server) > 1 and server[1] is None
+        return UNIX if server is None or has_no_port else None
+    if not isinstance(client, tuple | list) or not client:
+        return None
+    if client[0] != "":
+        return address(client[0])
+    # Granian's peer of a Unix socket: an empty name, and a server that is a path without a port.
+    path, port = end_of(server)
+    return UNIX if "/" in path and not port else None
 
 
 def _chains(headers: Iterable[tuple[bytes, bytes]]) -> list[list[Address | None]]:

@@ -293,6 +293,48 @@ def test_server_attributes(wire: Wire, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pair", "address", "port"),
+    [
+        (("192.0.2.1", "50000"), "192.0.2.1", 50000),  # Granian
+        (["192.0.2.1", 50000], "192.0.2.1", 50000),  # Daphne
+        (("192.0.2.1", None), "192.0.2.1", None),
+        (("192.0.2.1",), "192.0.2.1", None),
+        (("192.0.2.1", 0), "192.0.2.1", None),
+        (("192.0.2.1", "http"), "192.0.2.1", None),
+        (("192.0.2.1", "700000"), "192.0.2.1", None),
+        (("192.0.2.1", -1), "192.0.2.1", None),
+        (("192.0.2.1", True), "192.0.2.1", None),
+        (("192.0.2.1", 1.5), "192.0.2.1", None),
+        (("/run/app.sock", "0"), "/run/app.sock", None),  # Granian's server on a Unix socket
+        (("", "0"), None, None),  # and its client
+        ((None, 1), None, None),
+        ((b"192.0.2.1", 1), None, None),
+        ("", None, None),
+        ("192.0.2.1", None, None),
+        ((), None, None),
+        ([], None, None),
+        (None, None, None),
+        ({"host": "192.0.2.1"}, None, None),
+        (7, None, None),
+    ],
+)
+def test_peers_of_all_servers(wire: Wire, tmp_path: Path, pair: Any, address: str | None, port: int | None) -> None:
+    """
+    However a server writes ``client`` and ``server``, an address is a text, a port is a number, and a request is served.
+    """
+    scope = http_scope("GET", "/items/1", [(b"x-request-id", b"42")])
+    scope["headers"] = [header for header in scope["headers"] if header[0] != b"host"]
+    scope.update(client=pair, server=pair)
+    reply = asyncio.run(exchange(application(tmp_path), scope))
+    assert reply.status == 200
+    assert reply.request_id == "42"
+    found = wire.server.attributes or {}
+    for end in ("client", "server"):
+        assert (found.get(f"{end}.address"), found.get(f"{end}.port")) == (address, port)
+        assert type(found.get(f"{end}.port")) in (int, type(None))
+
+
+@pytest.mark.parametrize(
     ("host", "scheme", "address", "port"),
     [
         (b"shop.example", "https", "shop.example", 443),

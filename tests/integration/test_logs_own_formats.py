@@ -7,17 +7,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.integration.services import BIN, Service, clean_environment
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 APP = """
 import logging
@@ -172,6 +171,21 @@ def test_a_log_config_shows_the_ids_on_every_line_of_the_server(lines: str, conf
     assert "order-8" in failed
     if lines == "json":
         assert of_request(stdout, "order-7") == [*ITEM[:2], ("uvicorn.access", "INFO")]
+
+
+@pytest.mark.parametrize("command", [ZERO, UVICORN], ids=["with", "without"])
+def test_the_pages_log_config_with_the_servers_own_formatter_loses_no_line(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """
+    The ``--log-config`` on the page about logs shows the ids with us, and loses no line without us.
+    """
+    page = (ROOT / "docs/how-to/logs.md").read_text()
+    (tmp_path / "own.json").write_text(page.partition("```json\n")[2].partition("```")[0])
+    stdout, stderr = serve(APP, (*command, "--log-config", "own.json"), tmp_path)
+    (failed,) = [line for line in (stdout + stderr).splitlines() if "Exception in ASGI application" in line]
+    assert ("[order-8]" in failed) == (command is ZERO)
+    assert "Logging error" not in stderr
 
 
 def test_what_uvicorn_prints_without_ids_is_said_with_what_to_do(tmp_path: Path) -> None:

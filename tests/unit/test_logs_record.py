@@ -242,6 +242,28 @@ def test_the_line_of_an_escaped_exception_has_the_ids_of_its_request(logger: log
     assert fields(kept.records[2])[3] == "another"
 
 
+def test_a_traceback_that_a_server_writes_as_text_has_the_ids_of_its_request(logger: logging.Logger) -> None:
+    """
+    A server that logs an escaped exception without ``exc_info`` (Granian) is understood while it handles the exception.
+    """
+    kept = keep(logger)
+    try:
+        with request():
+            try:
+                raise ValueError("inner")
+            except ValueError as error:
+                identity.stash(error)
+                raise
+    except ValueError:
+        logger.error("Application callable raised an exception\nTraceback ...")
+        logger.info("what else is done then tells of no failure")
+        with request("another", trace_id=5):
+            logger.error("elsewhere")
+    logger.error("later")
+    shown = [(found[0], found[3]) for found in map(fields, kept.records)]
+    assert shown == [(TRACE_TEXT, "order-7"), ("", ""), (f"{5:032x}", "another"), ("", "")]
+
+
 def test_bound_fields_are_on_every_later_record_of_the_request(logger: logging.Logger) -> None:
     """
     ``bind`` puts fields on later records and replaces nothing that a record has.

@@ -81,6 +81,15 @@ def test_the_default_is_no_policy() -> None:
         ("10.1.2.3", False),
         (None, False),
         ((), False),
+        ([], False),
+        ("", False),
+        ({"host": INSIDE}, False),
+        ((INSIDE.encode(), 1), False),
+        ((INSIDE,), True),
+        ([INSIDE, "40000"], True),
+        (("", "0"), False),
+        (0, False),
+        (object(), False),
     ],
 )
 def test_the_sockets_peer(client: Any, trusted: bool) -> None:
@@ -109,6 +118,17 @@ def test_unix_sockets() -> None:
     assert not Trust(["unix"]).continues(scope(None), PEER)
     assert not Trust(["unix"]).continues(scope(("unix", 1)), PEER)
     assert not Trust(["10.0.0.0/8"]).continues(scope(None, server=("/run/app.sock", None)), PEER)
+    # As Granian shows a Unix socket, and a TCP peer that it has no address of.
+    assert Trust(["unix"]).continues(scope(("", "0"), server=("/run/app.sock", "0")), PEER)
+    assert not Trust(["unix"]).continues(scope(("", "0"), server=("192.0.2.1", "8000")), PEER)
+    assert not Trust(["unix"]).continues(scope(("", "0"), server=None), PEER)
+    assert not Trust(["10.0.0.0/8"]).continues(scope(("", "0"), server=("/run/app.sock", "0")), PEER)
+    client: Any
+    for client in ("", (), [], 0):
+        assert not Trust(["unix"]).continues(scope(client, server=("/run/app.sock", None)), PEER)
+    server: Any
+    for server in ("", (), [], ("/run/app.sock",), "/run/app.sock", 0):
+        assert not Trust(["unix"]).continues(scope(None, server=server), PEER)
     trust = Trust(["10.0.0.0/8"], ["unix"])
     socket: dict[str, Any] = {"server": ("/run/app.sock", None)}
     assert trust.continues(scope(None, xff(INSIDE), **socket), PEER)
