@@ -390,5 +390,9 @@ def test_a_gateway_that_passes_headers_on(path: str, tmp_path: Path) -> None:
         for library in ("httpx", "httpx2"):
             world = {"url": "http://api.example.com/", "proxy": running.behind.url, "library": library}
             assert running.get(path, sent, **world).json() == {}
-            assert running.get(path, SENT, url=running.behind.url, library=library).json() == SENT
+            inside = running.get(path, SENT, url=running.behind.url, library=library).json()
+            # The caller's trace goes on by our span, not by the caller's.
+            assert inside == {**SENT, "traceparent": inside["traceparent"]}
+            assert inside["traceparent"].startswith(f"00-{TRACE}-")
+            assert CALLER not in inside["traceparent"]
         assert running.get(path, {}, url="http://api.example.com/", proxy=running.behind.url).json() == {}
