@@ -17,10 +17,11 @@ from otel_correlation import _early, upstream
 if TYPE_CHECKING:
     # What type checkers see; at run time the names are looked up when they are used, see below.
     from otel_correlation._version import __version__  # noqa: TC004
-    from otel_correlation.bootstrap import bootstrap, stats  # noqa: TC004
+    from otel_correlation.bootstrap import bootstrap, flush, stats  # noqa: TC004
     from otel_correlation.edge import edge  # noqa: TC004
+    from otel_correlation.formats import IdsFilter, IdsFormatter, log_config  # noqa: TC004
     from otel_correlation.guard import ConfigError  # noqa: TC004
-    from otel_correlation.identity import bind, request_id, trace_id  # noqa: TC004
+    from otel_correlation.identity import bind, detached, request_id, trace_id  # noqa: TC004
     from otel_correlation.tasks import carried, continue_from, inject, work  # noqa: TC004
 
 # Before any module of ours imports one that raises on what the environment says.
@@ -28,13 +29,18 @@ _early.load_readers()
 
 __all__ = [
     "ConfigError",
+    "IdsFilter",
+    "IdsFormatter",
     "__version__",
     "bind",
     "bootstrap",
     "carried",
     "continue_from",
+    "detached",
     "edge",
+    "flush",
     "inject",
+    "log_config",
     "request_id",
     "stats",
     "trace_id",
@@ -43,13 +49,18 @@ __all__ = [
 
 _HOMES: Final = {
     "ConfigError": "guard",
+    "IdsFilter": "formats",
+    "IdsFormatter": "formats",
     "__version__": "_version",
     "bind": "identity",
     "bootstrap": "bootstrap",
     "carried": "tasks",
     "continue_from": "tasks",
+    "detached": "identity",
     "edge": "edge",
+    "flush": "bootstrap",
     "inject": "tasks",
+    "log_config": "formats",
     "request_id": "identity",
     "stats": "bootstrap",
     "trace_id": "identity",

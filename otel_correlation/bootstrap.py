@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any, Final
@@ -19,18 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import metrics as metrics_api
 from opentelemetry import propagate
 from opentelemetry import trace as trace_api
-from opentelemetry._logs import set_logger_provider
+from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
-from opentelemetry.sdk import _configuration as sdk_configuration
-from opentelemetry.sdk._configuration import _BaseConfigurator
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from otel_correlation import guard, logs, policy, semconv
 from otel_correlation._early import LIMITS, shielded
 from otel_correlation._version import __version__
+from otel_correlation.clocks import monotonic
 from otel_correlation.settings import (
     DISTRO,
     Settings,
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.sdk.metrics import MeterProvider
     from starlette.types import ASGIApp
 
 
@@ -79,7 +77,7 @@ from otel_correlation import clients, export, propagators, sampling, tasks  # no
 from otel_correlation.edge import _threads as thread_pool  # noqa: E402
 from otel_correlation.export import exits  # noqa: E402
 from otel_correlation.ids import CorrelationIdGenerator  # noqa: E402
-from otel_correlation.tasks import arq, celery  # noqa: E402
+from otel_correlation.tasks import carriers, celery  # noqa: E402
 
 # What sends the request id on: all that is wanted of instrumentations where the SDK is disabled.
 _SENDING: Final = tuple(
@@ -110,10 +108,15 @@ class _State:
         self.lock = threading.RLock()
         self.settings: Settings | None = None
         self.provider: TracerProvider | None = None
-        self.foreign: TracerProvider | None = None
+        # Providers that are not ours, to be flushed where the process ends.
+        self.foreign: tuple[TracerProvider | LoggerProvider, ...] = ()
+        # What the start-up line says where OTEL_CONFIG_FILE decides.
+        self.by_file = ""
         self.batchers: tuple[Any, ...] = ()
         # Of metrics, whoever made it.
         self.meters: MeterProvider | None = None
+        # What exports them, where that is ours.
+        self.readers: export.Readers | None = None
         # The global propagator, where it is ours.
         self.textmap: TextMapPropagator | None = None
         self.announced = False
@@ -148,6 +151,10 @@ class Distro(BaseDistro):  # type: ignore[misc]
             if value.startswith("opentelemetry.instrumentation.fastapi:"):
                 fastapi_plug.instrument_everything()
                 return
+            if value.startswith("opentelemetry.instrumentation.httpx:"):
+                # Loading it would import httpx, and httpx its command line.
+                clients.instrument([entry_point.name])
+                return
             if value.startswith("opentelemetry.instrumentation.logging:"):
                 # It would put a second OTLP handler beside ours, so that every record is exported twice.
                 return
@@ -163,7 +170,7 @@ class Distro(BaseDistro):  # type: ignore[misc]
 
 
 def _say_which_distribution() -> None:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
     if len(distros) > 1:
@@ -189,7 +196,7 @@ def _another_was_chosen() -> bool:
     distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
     if distro in ("", _NAME) or os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() == _NAME:
         return False
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     # One that is not installed was chosen by mistake: the settings say so, and ours runs.
     return bool(entry_points(group="opentelemetry_distro", name=distro))
@@ -199,7 +206,7 @@ def _stand_back(**kwargs: Any) -> None:
     """
     Let the chosen distribution's configurator run; the SDK takes the first that it finds, and that was ours.
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only at start
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
 
     chosen = os.environ["OTEL_PYTHON_DISTRO"].strip()
     others = [entry for entry in entry_points(group="opentelemetry_configurator") if entry.name != _NAME]
@@ -209,12 +216,20 @@ def _stand_back(**kwargs: Any) -> None:
         others[0].load()().configure(**kwargs)
 
 
-class Configurator(_BaseConfigurator):
+class Configurator:
     """
     Sets up the SDK for ``opentelemetry-instrument``; never raises.
+
+    Not a child of the SDK's own: that module imports all of metrics, which most services never use.
     """
 
-    def _configure(self, **kwargs: Any) -> None:
+    def configure(self, **kwargs: Any) -> None:
+        """
+        Set up, once in a process.
+
+        Args:
+            **kwargs: What ``opentelemetry-instrument`` says about itself.
+        """
         try:
             another = _another_was_chosen()
             if _state.named:
@@ -223,6 +238,10 @@ class Configurator(_BaseConfigurator):
                 os.environ.pop("OTEL_PYTHON_CONFIGURATOR", None)
             if another:
                 _stand_back(**kwargs)
+                return
+            if any("multiprocessing.resource_tracker" in argument for argument in sys.orig_argv):
+                # Python's own helper beside workers: it runs nothing of the service, but lives as long.
+                _state.settings = replaced(from_environment(), enabled=False)
                 return
             _start(from_environment(), auto_version=kwargs.get("auto_instrumentation_version"))
         except Exception:  # noqa: BLE001 - start-up must go on
@@ -237,7 +256,8 @@ def bootstrap(app: ASGIApp | None = None, **settings: Any) -> None:
     are applied as far as they do not name exporters or switch everything off.
 
     Args:
-        app: The application. Every FastAPI application is covered anyway; naming one that was excluded switches it on.
+        app: The application. Every FastAPI and Starlette application is covered anyway; naming one switches it on that
+            was switched off, or that had begun before.
         **settings: Fields of ``otel_correlation.settings.Settings``; they win over the environment.
 
     Raises:
@@ -308,15 +328,14 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         logs.install(settings)
         policy.mask_stock_lines()
         textmap = None
-        by_file = not settings.sdk_disabled and _configured_by_file(problems)
-        if by_file:
-            # The file's providers, exporters, samplers and propagators stand; ours is the edge, the clients, the logs.
-            _keep_foreign_provider(trace_api.get_tracer_provider())
+        file = None if settings.sdk_disabled else _configured_by_file(problems)
+        if file is not None:
+            settings = _state.settings = _keep_to_file(file, settings)
             exits.install(_flush)
         else:
             textmap = _state.textmap = propagators.build(settings)
             propagate.set_global_textmap(textmap)
-        if not settings.sdk_disabled and not by_file:
+        if not settings.sdk_disabled and file is None:
             problems += _wrong_limits(hidden)
             resource = _resource(settings, auto_version)
             _start_metrics(settings, resource, problems)
@@ -328,7 +347,7 @@ def _start(settings: Settings, *, auto_version: str | None = None, instrument: b
         clients.activate(_current_settings)
         tasks.activate(_current_settings, start_child)
         celery.watch(_serving)
-        arq.serving(_serving)
+        carriers.serving(_serving)
         if instrument:
             _instrument_everything()
         _state.pending += problems
@@ -364,26 +383,77 @@ def _without_effect(settings: Settings) -> list[str]:
     ]
 
 
-def _configured_by_file(problems: list[str]) -> bool:
+def _configured_by_file(problems: list[str]) -> Any:
     """
-    Apply OTEL_CONFIG_FILE, where it is set; the environment is used where that fails.
+    Apply OTEL_CONFIG_FILE, where it is set, and return what it says; the environment is used where that fails.
     """
-    path = os.environ.get("OTEL_CONFIG_FILE", "").strip()
+    path = _config_file()
     if not path:
-        return False
+        return None
     try:
         # The extra [config]; nobody else pays for its import.
         from opentelemetry.configuration import configure_sdk, load_config_file  # noqa: PLC0415
 
-        configure_sdk(load_config_file(path))
+        found = load_config_file(path)
+        configure_sdk(found)
     except ModuleNotFoundError:
         why = "pip install 'otel-correlation[config]'"
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the service serves
         why = policy.file_problem(error)
     else:
-        return True
+        return found
     problems.append(f"OTEL_CONFIG_FILE={path[:200]!a} is not usable ({why}); using the environment instead")
-    return False
+    return None
+
+
+def _config_file() -> str:
+    return os.environ.get("OTEL_CONFIG_FILE", "").strip()
+
+
+def _keep_to_file(file: Any, settings: Settings) -> Settings:
+    """
+    Leave the file's providers, exporters, samplers and propagators as they are: ours are the edge, clients and logs.
+
+    Returns:
+        The settings with what the file says in place of the variables.
+    """
+    tracers, loggers = trace_api.get_tracer_provider(), get_logger_provider()
+    _keep_foreign_provider(tracers)
+    made = [found for found in (tracers, loggers) if isinstance(found, TracerProvider | LoggerProvider)]
+    # One resource for all of them.
+    service = str(made[0].resource.attributes.get("service.name", "")) if made else ""
+    exports_logs = file.logger_provider is not None
+    _state.by_file = f"{_spans_of_file(file)}, sampler and propagators of {_config_file()[:200]!a}"
+    settings = replaced(
+        settings,
+        service_name="" if service.startswith("unknown_service") else service,
+        logs_exporters=("otlp",) if exports_logs else (),
+    )
+    logs.install(settings)
+    if exports_logs and isinstance(loggers, LoggerProvider):
+        _state.foreign = (*_state.foreign, loggers)
+        logs.otlp_handler(loggers, settings)
+    return settings
+
+
+def _spans_of_file(file: Any) -> str:
+    """
+    Say where the spans of a configuration file go.
+    """
+    processors = file.tracer_provider.processors if file.tracer_provider is not None and not file.disabled else ()
+    said = []
+    for processor in processors:
+        exporter = getattr(processor.batch or processor.simple, "exporter", None)
+        http, grpc = getattr(exporter, "otlp_http", None), getattr(exporter, "otlp_grpc", None)
+        if http is not None:
+            said.append(f"{policy.shown_url(http.endpoint or 'http://localhost:4318/v1/traces')} (http/protobuf)")
+        elif grpc is not None:
+            said.append(f"{policy.shown_url(grpc.endpoint or 'http://localhost:4317')} (grpc)")
+        elif getattr(exporter, "console", None) is not None:
+            said.append("console")
+        else:
+            said.append("an exporter of another package")
+    return f"spans to {', '.join(said)}" if said else "spans are not exported"
 
 
 def _keep_foreign_provider(provider: Any) -> None:
@@ -394,31 +464,41 @@ def _keep_foreign_provider(provider: Any) -> None:
         limits = getattr(provider, "_span_limits", None)
         length = getattr(limits, "max_attribute_length", None)
         provider.add_span_processor(export.SpanPipeline([], attribute_length=length))
-        _state.foreign = provider
+        _state.foreign = (*_state.foreign, provider)
 
 
-def _flush(timeout_s: float) -> None:
+def _flush(timeout_s: float) -> bool:
     clients.end_dropped()
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic() + timeout_s
     foreign = _state.foreign
-    if foreign is not None:
-        _flush_beside(foreign.force_flush, timeout_s, timeout_s)
-    left_nothing = export.leave(_state.batchers, timeout_s)
+
+    def flush_foreign(left_ms: int) -> bool:
+        return all([provider.force_flush(left_ms) is not False for provider in foreign])  # each, whatever the first says
+
+    left_nothing = not foreign or _flush_beside(flush_foreign, timeout_s, timeout_s)
+    sent = export.leave(_state.batchers, timeout_s)
     meters = _state.meters
     if meters is not None:
+        if _state.readers is not None:
+            _state.readers.start_unless_supervising()
         # After the spans, so that it counts them, too. Where those found nobody, the metrics will not, either.
-        left_s = max(deadline - time.monotonic(), 0.1)
-        _flush_beside(meters.force_flush, left_s, left_s if left_nothing else 0.1)
+        left_s = max(deadline - monotonic(), 0.1)
+        left_nothing = _flush_beside(meters.force_flush, left_s, left_s if sent else 0.1) and left_nothing
+    return sent and left_nothing
 
 
-def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: float) -> None:
+def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: float) -> bool:
     """
     Flush on a thread: the SDK's own processors and readers do not keep to the timeout that they are given.
+
+    Returns:
+        Whether it came to an end in time, and did not say that it failed.
     """
+    results: list[object] = []
 
     def flushing() -> None:
         with guard.never_raise("export.flush"):
-            flush(int(timeout_s * 1000))
+            results.append(flush(int(timeout_s * 1000)))
 
     thread = threading.Thread(target=flushing, daemon=True)
     try:
@@ -427,6 +507,7 @@ def _flush_beside(flush: Callable[[int], object], timeout_s: float, wait_s: floa
         flushing()
     else:
         thread.join(wait_s)
+    return bool(results) and results[0] is not False
 
 
 def _instrument_everything() -> None:
@@ -481,6 +562,15 @@ def _apply(before: Settings, wanted: Settings) -> None:
     tasks.activate(_current_settings, start_child)
 
 
+def _sdk_configuration() -> Any:
+    """
+    Return what reads names of samplers, exporters and generators; importing it imports all of the SDK.
+    """
+    from opentelemetry.sdk import _configuration  # noqa: PLC0415 - see above
+
+    return _configuration
+
+
 def _resource(settings: Settings, auto_version: str | None) -> Resource:
     attributes = {
         "telemetry.distro.name": semconv.DISTRO_NAME,
@@ -529,7 +619,7 @@ def _id_generator(problems: list[str]) -> CorrelationIdGenerator:
     if not name or name == "random":
         return CorrelationIdGenerator()
     try:
-        return CorrelationIdGenerator(sdk_configuration._import_id_generator(name))
+        return CorrelationIdGenerator(_sdk_configuration()._import_id_generator(name))
     except Exception:  # noqa: BLE001 - a third party's entry point
         problems.append(f"OTEL_PYTHON_ID_GENERATOR={name!a} is not usable (it cannot be loaded); using random instead")
         return CorrelationIdGenerator()
@@ -557,23 +647,45 @@ def _start_metrics(settings: Settings, resource: Resource, problems: list[str]) 
     if upstream_api.meter_provider() is not None:
         # The application made its own before us: a second one would export beside it, and measure nothing.
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - only services that measure pay for it
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
+
     try:
+        sdk_configuration = _sdk_configuration()
         with _protocol_of_metrics(settings):
             names = [
                 sdk_configuration._get_exporter_entry_point(name, "metrics") for name in settings.metrics_exporters
             ]
         _, found, _ = sdk_configuration._import_exporters([], names, [])
-        sdk_configuration._init_metrics(found, resource)
+        arguments = export.arguments_of_metrics(found)
+        sdk_configuration._init_metrics({}, resource)
     except Exception as error:  # noqa: BLE001 - a third party's exporter
-        names_text = ",".join(settings.metrics_exporters)
-        why = policy.shown_text(str(error))
-        problems.append(f"OTEL_METRICS_EXPORTER={names_text!a} is not usable ({why}); using none instead")
+        problems.append(_unusable_metrics(settings, error))
         metrics_api.set_meter_provider(metrics_api.NoOpMeterProvider())
         return
     provider = metrics_api.get_meter_provider()
     if isinstance(provider, MeterProvider):
         # Its own end may last 30 seconds, and never comes under uvicorn; ours does, and has a budget.
         atexit.unregister(provider.shutdown)
+
+    def make() -> list[Any]:
+        # As the SDK would, which makes them at once.
+        made = [kind(**arguments.get(kind, {})) for kind in found.values()]
+        return [one if isinstance(one, MetricReader) else PeriodicExportingMetricReader(one) for one in made]
+
+    def failed(error: Exception) -> None:
+        line = _unusable_metrics(settings, error)
+        if _state.announced:
+            guard.logger.warning("%s", line)
+        else:
+            _state.pending.append(line)
+
+    _state.readers = export.Readers(provider, make, failed)
+
+
+def _unusable_metrics(settings: Settings, error: Exception) -> str:
+    names = ",".join(settings.metrics_exporters)
+    return f"OTEL_METRICS_EXPORTER={names!a} is not usable ({policy.shown_text(str(error))}); using none instead"
 
 
 def _offer_metrics(settings: Settings) -> None:
@@ -583,6 +695,8 @@ def _offer_metrics(settings: Settings) -> None:
     provider = upstream_api.meter_provider()
     if settings.sdk_disabled or provider is None or isinstance(provider, metrics_api.NoOpMeterProvider):
         return
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - as above
+
     if isinstance(provider, MeterProvider):
         _state.meters = provider
     with guard.never_raise("metrics"):
@@ -603,8 +717,11 @@ def _start_logs(settings: Settings, resource: Resource, problems: list[str]) -> 
 
 def _serving() -> None:
     """
-    Say what there is to say where this process begins to serve.
+    Do what waits until this process begins to serve: export metrics from now on, and say what there is to say.
     """
+    if _state.readers is not None:
+        with guard.never_raise("metrics"):
+            _state.readers.start()
     _announce()
     read, _state.read = _state.read, None
     if read is not None and (late := late_variables(read, os.environ)):
@@ -636,9 +753,8 @@ def _announce() -> None:
     else:
         where = f"spans to {', '.join(settings.traces_exporters)}"
     sampler = f"ratio {settings.ratio:g}" if settings.sampler.endswith("ratio") else settings.sampler
-    logs.startup_line(
-        f"otel-correlation {__version__}: service {service}, {where}, {sampler}, header {settings.response_header}"
-    )
+    what = _state.by_file or f"{where}, {sampler}"
+    logs.startup_line(f"otel-correlation {__version__}: service {service}, {what}, header {settings.response_header}")
 
 
 def _announce_problems() -> None:
@@ -655,6 +771,31 @@ def _announce_unserved() -> None:
     """
     if not {"uvicorn", "gunicorn"} & sys.modules.keys():
         _announce_problems()
+
+
+def flush(timeout_s: float = export.EXIT_BUDGET_S) -> bool:
+    """
+    Send the spans, log records and metrics that wait now: for a process that is frozen or killed when its work is done.
+
+    Blocks its thread; in async code, ``await asyncio.to_thread(flush)``. A service that runs on has no need of it: what
+    waits is sent within half a second, and where the process ends. Never raises for what happens to the telemetry.
+
+    Args:
+        timeout_s: Seconds that it may take, for all of them together. Where nobody could connect to the collector for
+            two seconds, it gives up before.
+
+    Returns:
+        Whether nothing is left: all was taken, or refused for good and counted (``stats()``). True where nothing is set
+        up or exported. False where the time was not enough: what is left stays in its queue, one line says how much,
+        and it is sent when the process goes on or at the next call.
+    """
+    if _state.settings is None or not _state.settings.enabled:
+        return True
+    try:
+        return _flush(max(timeout_s, 0.0))
+    except Exception:  # noqa: BLE001 - our failure is not the application's
+        guard.report("flush")
+        return False
 
 
 def stats() -> dict[str, int]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
+
+from otel_correlation.clocks import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -77,7 +78,7 @@ def _is_time(key: str) -> bool:
     Tell whether the last line of this key was a minute ago, and remember this one.
     """
     # Without a lock: two threads at the same instant may both log.
-    now = time.monotonic()
+    now = monotonic()
     last = _last.get(key)
     if last is not None and now - last < _INTERVAL_S:
         return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from otel_correlation import guard
+from otel_correlation import guard, semconv
 from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 _KEY: Final = create_key("otel-correlation")
+# The identity whose timer's callback runs: what the callback arms once that has ended is not its own. In the context
+# itself, so that it goes along into tasks and threads, and is gone where another identity begins.
+_ARMED: Final = create_key("otel-correlation-armed")
+# Of nobody.
+NOTHING: Final = Context()
 _FLAGS: Final = tuple(f"{value:02x}" for value in range(256))
+_LISTS: Final = (semconv.BAGGAGE.encode(), semconv.TRACESTATE.encode())
+# A valid request id has at most 200 bytes, a traceparent 55.
+_SHORT: Final = 200
+_MAX_FIELDS: Final = 2
 # Reentrant: a signal handler or a finalizer may bind while its own thread does.
 _bind_lock = threading.RLock()
 
@@ -35,18 +44,39 @@ class Identity:
         request_id: The final request id.
         fields: Fields that ``bind`` added, for every later record.
         span: The SERVER span, or None where none is made (excluded, SDK disabled).
+        ended: Whether the request, or the ``work``, is over; tasks and timers of it may still run.
         handled: The exception that one of the application's exception handlers answered last, and its traceback.
-        received: The headers that name the caller's work, as they came, by lower-case name, while the request runs.
+        received: The headers that name the caller's work, as they came, by lower-case name; after the end of the
+            request ``short_ones`` of them.
     """
 
-    __slots__ = ("fields", "handled", "received", "request_id", "span")
+    __slots__ = ("ended", "fields", "handled", "received", "request_id", "span")
 
     def __init__(self, request_id: str, span: Span | None = None) -> None:
         self.request_id = request_id
         self.fields: dict[str, Any] = {}
         self.span = span
+        self.ended = False
         self.handled: tuple[BaseException, TracebackType | None] | None = None
         self.received: Mapping[bytes, list[bytes]] | None = None
+
+
+def short_ones(received: Mapping[bytes, list[bytes]] | None) -> Mapping[bytes, list[bytes]] | None:
+    """
+    Return of a request's own inbound headers those that its tasks may hold for as long as they like, or None.
+
+    A task that outlives its request may pass on ``request.headers``, so a ``traceparent`` must still be known as the
+    caller's. Lists (baggage, tracestate) and what is longer than any id go: what a caller sent may be large.
+    """
+    if not received:
+        return None
+    # Two traceparents restart a trace; more are nobody's mistake.
+    kept = {
+        name: values
+        for name, values in received.items()
+        if len(values) <= _MAX_FIELDS and name not in _LISTS and len(values[0]) + len(values[-1]) <= 2 * _SHORT
+    }
+    return kept or None
 
 
 def set_in(context: Context, identity: Identity) -> Context:
@@ -70,6 +100,47 @@ def current() -> Identity | None:
     """
     found = otel_context.get_current().get(_KEY)
     return found if isinstance(found, Identity) else None
+
+
+def armed(context: Context) -> Context:
+    """
+    Return the context for the callback of a timer that is armed in this one: its own, or nobody's.
+
+    What an identity arms is its own. What its timers arm once more is, too, for as long as it has not ended; after that
+    the chain would keep it for ever.
+
+    See: ADR-017.
+    """
+    who = context.get(_KEY)
+    if not isinstance(who, Identity):
+        return context
+    if context.get(_ARMED) is who:
+        return NOTHING if who.ended else context
+    return Context({**context, _ARMED: who})
+
+
+class detached:  # noqa: N801 - used as a function is
+    """
+    A ``with`` block in which there is no request: for what a request starts for the service, not for itself.
+
+    Tasks, threads, timers and jobs that are started in it have no ids, and spans that are made in it begin traces of
+    their own. Never raises; outside of a request it changes nothing. Objects may be entered again, also at once.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> None:
+        """
+        Make no request current.
+        """
+        self._tokens.append(_RUNTIME_CONTEXT.attach(NOTHING))
+
+    def __exit__(self, *_: object) -> None:
+        """
+        Make current what was before.
+        """
+        detach(self._tokens.pop())
 
 
 def request_id() -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections import OrderedDict
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_correlation import guard
+from otel_correlation.clocks import monotonic
 from otel_correlation.request_id import to_trace_id, to_uuid
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class ReuseGuard:
         limit: int = MAX_TRACES_PER_ID,
         forget_after_s: float = FORGET_AFTER_S,
         capacity: int = MAX_REMEMBERED,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._limit = limit
         self._forget_after_s = forget_after_s

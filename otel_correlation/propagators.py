@@ -8,7 +8,7 @@ context/api-propagators.md). The server edge calls the functions over raw header
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
@@ -252,6 +252,16 @@ def _fields(getter: Getter[CarrierT], carrier: CarrierT, name: str) -> list[byte
     return [value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass") for value in values]
 
 
+def _forget(carrier: object, *names: str) -> None:
+    """
+    Take these fields off a carrier that is a copy of other headers, whatever their case: two spellings are two fields.
+    """
+    if isinstance(carrier, MutableMapping):
+        fields = cast("MutableMapping[object, object]", carrier)
+        for key in [key for key in fields if _lower(key) in names]:
+            fields.pop(key, None)  # A multi-dictionary names a key for each of its values.
+
+
 class TraceContextPropagator(TextMapPropagator):
     """
     W3C Trace Context, Level 2.
@@ -288,6 +298,8 @@ class TraceContextPropagator(TextMapPropagator):
         span_context = trace.get_current_span(context).get_span_context()
         if not span_context.is_valid:
             return
+        # A tracestate belongs to the traceparent beside it.
+        _forget(carrier, semconv.TRACEPARENT, semconv.TRACESTATE)
         setter.set(carrier, semconv.TRACEPARENT, format_traceparent(span_context))
         if header := format_tracestate(span_context.trace_state):
             setter.set(carrier, semconv.TRACESTATE, header)
@@ -452,6 +464,60 @@ def format_baggage(context: Context) -> str:
     return ",".join([member.text for member in _within_limits(_members(context))])
 
 
+def _key_of(member: str) -> str:
+    """
+    Return the key of a list member of baggage that somebody else wrote, right or wrong.
+    """
+    key = member.partition(";")[0].partition("=")[0].strip(" \t")
+    return _decoded(key) if key.isascii() else key
+
+
+def merge_baggage(theirs: list[bytes], ours: str) -> bytes:
+    """
+    Return one ``baggage`` header of what somebody else wrote first and what we add to it.
+
+    Their members stay as they are, right or wrong, and in their order; of a key in both ours is sent, behind them.
+    Where the limits of the specification leave no room, whole members of ours are left out and counted.
+
+    Args:
+        theirs: Every field that is there, in order; they are one list. Beyond the limits none of it is parsed.
+        ours: What ``format_baggage`` returned.
+    """
+    there = theirs[0] if len(theirs) == 1 else b",".join(theirs)
+    mine = _NOT_EMPTY.findall(ours)
+    if len(there) > MAX_BAGGAGE_BYTES:
+        guard.count("baggage.members_over_limit", len(mine))
+        return there
+    keys = {_key_of(member) for member in mine}
+    kept = [part for part in _NOT_EMPTY.findall(there.decode("latin-1")) if _key_of(part) not in keys]
+    size = sum(map(len, kept)) + len(kept) - 1
+    room = MAX_BAGGAGE_MEMBERS - len(kept)
+    dropped = 0
+    for member in mine:
+        if room > 0 and size + 1 + len(member) <= MAX_BAGGAGE_BYTES:
+            kept.append(member)
+            size += 1 + len(member)
+            room -= 1
+        else:
+            dropped += 1
+    if dropped:
+        guard.count("baggage.members_over_limit", dropped)
+    return ",".join(kept).encode("latin-1")
+
+
+def merge_tracestate(theirs: list[bytes], ours: ApiTraceState) -> str:
+    """
+    Return one ``tracestate`` header of what somebody else wrote first and the members of our span, which stand left.
+
+    Of a key in both ours is sent. What does not follow the grammar is left out as a whole, as every reader would.
+    """
+    members = {**ours}
+    for key, value in TraceState.from_header([value.decode("latin-1") for value in theirs]).items():
+        if len(members) < MAX_MEMBERS:
+            members.setdefault(key, value)
+    return format_tracestate(TraceState._made_of(members))
+
+
 class BaggagePropagator(TextMapPropagator):
     """
     W3C Baggage. Properties survive a hop, although OpenTelemetry's baggage API holds plain values.
@@ -483,6 +549,7 @@ class BaggagePropagator(TextMapPropagator):
         Write ``baggage`` if there is any.
         """
         if header := format_baggage(otel_context.get_current() if context is None else context):
+            _forget(carrier, semconv.BAGGAGE)
             setter.set(carrier, semconv.BAGGAGE, header)
 
     @property
@@ -582,12 +649,16 @@ class _Composite(CompositePropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
+        given = context
         context = Context() if context is None else context
         for propagator in self._propagators:
             try:
                 context = propagator.extract(carrier, context, getter=getter)
             except Exception:  # noqa: BLE001 - a propagator of somebody else's
                 guard.report("propagator.extract")
+        # What is current decides: a carrier that names no request of its own is read by the request that runs.
+        if given is None and (running := identity.current()) is not None and identity.get_from(context) is None:
+            return identity.set_in(context, running)
         return context
 
     def inject(
@@ -604,7 +675,7 @@ class _Composite(CompositePropagator):
 
 
 def _load(name: str) -> TextMapPropagator | None:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - costs milliseconds and is rarely needed
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - rarely needed
 
     try:
         for entry in entry_points(group="opentelemetry_propagator", name=name):

@@ -63,7 +63,8 @@ class Settings:
         query_values: Which query values are kept in spans: ``all``, all but ``sensitive`` ones, or ``none``.
         websocket: One trace per connection, or one per received message.
         sql_comments: Whether ``opentelemetry-instrument`` has SQL statements carry the ``traceparent`` in a comment.
-        patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits.
+        patch_threads: Whether threads, timers and thread pools take the ids of whoever starts or submits, and timers
+            that arm themselves again lose them.
         messages: A consumer's span is in the producer's trace (``continue``), or in one of its own with a link.
         stores: Where ``find`` looks.
         edge: ``open`` continues every caller, or those in ``trusted_networks`` if there are any; ``public`` continues
@@ -529,7 +530,7 @@ def _first(env: _Environment, *names: str) -> str:
 
 
 def _installed(group: str, name: str) -> bool:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - costs milliseconds and is rarely needed
+    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - rarely needed
 
     return bool(entry_points(group=group, name=name))
 

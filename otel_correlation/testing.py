@@ -48,6 +48,7 @@ class Telemetry(logging.Handler):
         Raises:
             AssertionError: There is none, or more than one.
         """
+        __tracebackhide__ = True  # the report points at the test's line
         found = [span for span in self.spans if span.name == name]
         if len(found) != 1:
             message = f"{len(found)} spans are called {name!r}; there are {[span.name for span in self.spans]}"

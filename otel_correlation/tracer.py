@@ -412,39 +412,8 @@ class Tracer:
             return self._tracer.start_span(name, context, kind, values, links, start_time)
 
 
-def _tells_of(event: Any, values: Mapping[str, Any], bounds: Bounds) -> bool:
-    held: Mapping[str, Any] = event.attributes or {}
-    if held.get(exception_attributes.EXCEPTION_TYPE) != values[exception_attributes.EXCEPTION_TYPE]:
-        return False
-    text, told = str(held.get(exception_attributes.EXCEPTION_MESSAGE)), values[exception_attributes.EXCEPTION_MESSAGE]
-    # The SDK's own span has the text unscrubbed until it ends, and cut where there is a limit.
-    return bool(scrubbed(text, bounds.message, bounds) == told)
-
-
 def _drop(span: Any) -> None:
     del span
 
 
-def record_exception(
-    span: trace_api.Span,
-    error: BaseException,
-    *,
-    error_type: str | None = None,
-    trace: TracebackType | None = None,
-) -> None:
-    """
-    Record an exception that ended the span's work: one event, status ERROR and ``error.type``.
-
-    Where user code recorded it on this span already, its event is the one.
-    """
-    if not span.is_recording():
-        return
-    bounds = bounds_for(getattr(getattr(span, "_limits", None), "max_attribute_length", None))
-    values = exception_event(error, trace, bounds=bounds)
-    if not any(_tells_of(event, values, bounds) for event in getattr(span, "events", ())):
-        span.add_event("exception", values)
-    span.set_attribute("error.type", error_type or cast("str", values[exception_attributes.EXCEPTION_TYPE]))
-    span.set_status(StatusCode.ERROR)
-
-
-__all__ = ["LightSpan", "Tracer", "class_name", "exception_event", "record_exception"]
+__all__ = ["LightSpan", "Tracer", "class_name", "exception_event"]

@@ -1,5 +1,5 @@
 """
-The command ``otel-correlation``: demo, run, serve, find, doctor.
+The command ``otel-correlation``: demo, run, serve, find, log-config, doctor.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _need_extra(arguments.command)
             # Imported when asked for: doctor must work where the extra is missing.
-            command = importlib.import_module(f"otel_correlation.cli.{arguments.command}")
+            command = importlib.import_module(f"otel_correlation.cli.{arguments.command.replace('-', '_')}")
             status: int = command.run(arguments)
         except CommandError as error:
             print(f"otel-correlation: {error}", file=sys.stderr)
@@ -87,7 +87,7 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 
 
 def _need_extra(command: str) -> None:
-    if command == "doctor":
+    if command in ("doctor", "log-config"):
         return
     missing = [name for name in LOCAL_MODULES if importlib.util.find_spec(name) is None]
     if missing:
@@ -125,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     find = commands.add_parser("find", help="the whole story of a request id or trace id")
     find.add_argument("id", metavar="ID", help="X-Request-ID or trace id")
     find.add_argument("--json", action="store_true", help="print JSON for machines")
+
+    log_config = commands.add_parser("log-config", help="a file for your server's --log-config: lines with ids")
+    log_config.add_argument(
+        "lines",
+        nargs="?",
+        default="json",
+        help="json (default), text, or a format such as '%%(request_id)s %%(message)s'",
+    )
+    log_config.add_argument("--level", default="INFO", help="the least level that is shown (default: %(default)s)")
 
     commands.add_parser("doctor", help="what is installed, configured and reachable")
     return parser

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from otel_correlation import semconv
 from otel_correlation.cli import FAILED, LOCAL_MODULES, OK
+from otel_correlation.formats import HOW, HOW_SERVER
 from otel_correlation.policy import ALL, NONE, reason_of, shown_store, shown_url, shown_variable
 from otel_correlation.settings import from_environment
 
@@ -162,12 +163,22 @@ def _effective(report: _Report, settings: Settings) -> None:
     report.fact("propagators", ", ".join(settings.propagators) or "none")
     headers = ", ".join(name.decode("ascii") for name in settings.request_id_headers)
     report.fact("request id", f"in: {headers}; out: {settings.response_header}")
+    report.fact("log lines", _log_lines(settings))
     report.fact("continues", _continued(settings))
     for header in ("traceparent", "baggage", "request_id"):
         report.fact(f"{header.replace('_', ' ')} to", _sent_to(settings, getattr(settings, f"outbound_{header}")))
     report.fact(
         "find asks", ", ".join(map(shown_store, settings.stores)) or "http://127.0.0.1:4318 (the embedded store)"
     )
+
+
+def _log_lines(settings: Settings) -> str:
+    if settings.log_format in ("json", "text"):
+        return f"{settings.log_format} with ids, the server's too, whatever logging the application configures"
+    without = f"the server's go out without ids, because its own format names none: {HOW}, or {HOW_SERVER}"
+    if settings.log_format == "none":
+        return f"as without this package; {without}"
+    return f"ours, with ids; where the application configures logging, {without}"
 
 
 def _continued(settings: Settings) -> str:

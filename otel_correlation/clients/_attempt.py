@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections import deque
-from time import perf_counter, time_ns
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
@@ -25,8 +25,9 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 
 from otel_correlation import guard, identity, propagators, semconv
 from otel_correlation.clients._copies import Names, kept_back, remember_sent
+from otel_correlation.clocks import perf_counter
+from otel_correlation.outcome import show
 from otel_correlation.policy import redact_url
-from otel_correlation.tracer import class_name, record_exception
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 from otel_correlation.upstream.api import SUPPRESS_HTTP_INSTRUMENTATION as _SUPPRESS_HTTP_INSTRUMENTATION_KEY
 from otel_correlation.upstream.api import SUPPRESS_INSTRUMENTATION as _SUPPRESS_INSTRUMENTATION_KEY
@@ -58,8 +59,8 @@ _TRACEPARENT: Final = semconv.TRACEPARENT.encode()
 _TRACESTATE: Final = semconv.TRACESTATE.encode()
 _BAGGAGE: Final = semconv.BAGGAGE.encode()
 
-# On the request object: how often it was sent in this call, and which headers we put on it. Plain values, because
-# httpx pickles what a request holds.
+# On the request object: how often it was sent in this call, which headers we put on it, and the fields of others that
+# stand in one of those. Plain values, because httpx pickles what a request holds.
 _SENT: Final = "_otel_correlation_sent"
 
 
@@ -83,6 +84,7 @@ class ClientConfig:
     """
 
     __slots__ = (
+        "_without_spans",
         "duration",
         "excluded",
         "injector",
@@ -127,6 +129,16 @@ class ClientConfig:
         self.on_async_response = on_async_response
         self.outbound = outbound
         self.injector: _Injector | None = None
+        self._without_spans: ClientConfig | None = None
+
+    def without_spans(self) -> ClientConfig:
+        """
+        Return the same for a client that makes neither span nor measurement; the context that is current goes on.
+        """
+        found = self._without_spans
+        if found is None:
+            found = self._without_spans = ClientConfig(self.settings, tracer=None, outbound=self.outbound)
+        return found
 
 
 class Attempt:
@@ -141,6 +153,7 @@ class Attempt:
         recording: Whether the span takes attributes.
         request: The request object.
         sends: How often the call sent so far, this attempt included.
+        merged: The fields that somebody else wrote and that stand in one of ours now, as they were.
         sent: The headers that we put on it, and those of its repetitions by a transport.
         url: The URL that the outbound policy was asked about; None where there is no policy.
         used: Whether a transport of httpx's own carries it already.
@@ -155,6 +168,7 @@ class Attempt:
         "checked",
         "config",
         "context",
+        "merged",
         "outer",
         "recording",
         "request",
@@ -175,6 +189,7 @@ class Attempt:
         self.sends = sends
         self.context = context
         self.sent: list[_Entry] = []
+        self.merged: Sequence[_Entry] = ()
         self.checked: list[_Entry] | None = None
         self.url: Any = None
         self.used = False
@@ -241,22 +256,22 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """
-        End with an error; being cancelled is not one.
+        End with what left the transport, or the body of the response.
         """
         if self._ended:
             return
         try:
+            # An exception that a transport made of a response, such as raise_for_status().
+            response = getattr(error, "response", None)
+            if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
+                self._note(status, getattr(response, "extensions", {}).get("http_version"))
+            error_type = show(self.span, error)
             if isinstance(error, Exception):
-                # An exception that a transport made of a response, such as raise_for_status().
-                response = getattr(error, "response", None)
-                if not self._responded and isinstance(status := getattr(response, "status_code", None), int):
-                    self._note(status, getattr(response, "extensions", {}).get("http_version"))
-                record_exception(self.span, error)
                 # A text with a URL in it, such as raise_for_status() makes, may hold what url.full must not.
                 text, name = str(error), type(error).__name__
                 self.span.set_status(StatusCode.ERROR, name if "://" in text else f"{name}: {text}")
-                if self._measured is not None:
-                    self._measured[error_attributes.ERROR_TYPE] = class_name(type(error))
+            if self._measured is not None and error_type is not None:
+                self._measured[error_attributes.ERROR_TYPE] = error_type
         except Exception:  # noqa: BLE001 - the boundary
             guard.report("client.error")
         self.end()
@@ -286,6 +301,54 @@ class Attempt:
             _dropped.append((self, time_ns()))
         else:
             self.end()
+
+
+class Call:
+    """
+    One send of a client whose transport sends by another one: a cache, a retry. The attempts are that one's, if any.
+
+    It has what an attempt below reads of the one that it repeats.
+
+    Attributes:
+        config: What the client was told.
+        merged: As an attempt's.
+        outer: None: an attempt's parent is what is current where it is sent.
+        request: The request that the client sends.
+        sends: How often the call sent so far.
+        sent: The headers that we put on its requests.
+        used: True: nothing of ours is under way until the transport below is used.
+    """
+
+    __slots__ = ("config", "merged", "request", "sends", "sent")
+
+    outer: Final = None
+    used: Final = True
+
+    def __init__(self, config: ClientConfig, request: Any) -> None:
+        self.config = config
+        self.request = request
+        # The transport sees ids on the request, and may send it by other means than httpx's.
+        begin(config, request, bare=True)
+        self.sends: int
+        self.sent: list[_Entry]
+        self.merged: Sequence[_Entry]
+        self.sends, self.sent, self.merged = request.__dict__.get(_SENT) or (0, [], ())
+
+
+class _Nested:
+    """
+    True while an attempt is open: for other HTTP instrumentations inside of a transport that sends by another client.
+
+    Not just True: what such a transport starts, such as a task that renews its token, keeps the context afterwards.
+    """
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    def __bool__(self) -> bool:
+        return not self._attempt._ended
 
 
 # Attempts whose response was collected in the middle of telemetry's own work; the next attempt ends them, so there are
@@ -367,6 +430,10 @@ class _Injector:
                 self._request_id = (part._name.encode(), part._name.lower().encode())
             else:
                 self._own = False
+        # What stands beside the headers by which a span is named, and these.
+        self._beside = frozenset({_TRACESTATE, _BAGGAGE, self._request_id_name})
+        self._spans = self._names_of_spans()
+        self.watched = self._spans | self._beside
 
     @property
     def names(self) -> Names:
@@ -380,56 +447,150 @@ class _Injector:
             self._names = Names(self._settings, fields)
         return self._names
 
+    def _names_of_spans(self) -> frozenset[bytes]:
+        if self._own:
+            return frozenset({_TRACEPARENT} if self._trace else ())
+        written: set[bytes] = set()
+        if not self._only_request_id:
+            with guard.never_raise("client.fields"):
+                written |= {name.lower().encode("latin-1") for name in self.textmap.fields}
+        return frozenset(written - self._beside)
+
+    def passed_on(self, context: Context, present: dict[bytes, bytes], kept: list[_Entry]) -> frozenset[bytes]:
+        """
+        Return the names of the headers that are the caller's own and go on with a request, so that ours replace them.
+
+        Of the headers that name a span all are, or none: one that differs was chosen.
+
+        Args:
+            context: What runs now.
+            present: The headers of the request, by lower-case name.
+            kept: The same with every field.
+        """
+        who = identity.get_from(context)
+        received = None if who is None else who.received
+        if not received:
+            return _NONE
+        came = {
+            lower: values
+            for lower, values in received.items()
+            if lower in present and all(value.strip(_SPACE) in values for _, each, value in kept if each == lower)
+        }
+        found = self._spans.intersection(present)
+        if not found:
+            return self._beside.intersection(came)
+        passed = self._beside.intersection(came) - {_TRACESTATE}
+        return passed | found | {_TRACESTATE} if found <= came.keys() else passed
+
     def headers(
         self,
         context: Context,
         span_context: SpanContext | None,
         present: dict[bytes, bytes],
+        kept: list[_Entry],
+        passed: frozenset[bytes],
         allowed: tuple[bool, bool, bool] | None,
     ) -> list[_Entry]:
         """
-        Return the headers that may leave and that the caller did not set.
+        Return the headers that may leave and that the caller did not set; of a list, what it set and what we add.
 
         Args:
             context: What to propagate.
             span_context: The valid span of ``context``, or None.
             present: The headers that the caller set, by lower-case name.
+            kept: The same with every field.
+            passed: Those that were passed on, so that ours replace them.
             allowed: Whether traceparent, baggage and request id may leave; all may if None.
         """
         if not self._own:
-            return self._foreign(context, present, allowed)
+            return self._foreign(context, present, kept, passed, allowed)
         found: list[_Entry] = []
-        if span_context is not None and self._trace and _TRACEPARENT not in present and (allowed is None or allowed[0]):
-            found.append((_TRACEPARENT, _TRACEPARENT, propagators.format_traceparent(span_context).encode()))
-            state = span_context.trace_state
-            if state and _TRACESTATE not in present and (header := propagators.format_tracestate(state)):
-                found.append((_TRACESTATE, _TRACESTATE, header.encode("latin-1")))
-        if self._baggage and _BAGGAGE not in present and (allowed is None or allowed[1]):
+        if span_context is not None and self._trace and (allowed is None or allowed[0]):
+            chosen = _TRACEPARENT in present and _TRACEPARENT not in passed
+            if not chosen:
+                found.append((_TRACEPARENT, _TRACEPARENT, propagators.format_traceparent(span_context).encode()))
+                if state := span_context.trace_state:
+                    theirs = _fields_of(_TRACESTATE, present, kept, passed)
+                    header = (
+                        propagators.merge_tracestate(theirs, state) if theirs else propagators.format_tracestate(state)
+                    )
+                    if header:
+                        found.append((_TRACESTATE, _TRACESTATE, header.encode("latin-1")))
+        if self._baggage and (allowed is None or allowed[1]):
             baggage = propagators.format_baggage(context)
             if baggage:
-                found.append((_BAGGAGE, _BAGGAGE, baggage.encode("latin-1")))
+                theirs = _fields_of(_BAGGAGE, present, kept, passed)
+                merged = propagators.merge_baggage(theirs, baggage) if theirs else baggage.encode("latin-1")
+                found.append((_BAGGAGE, _BAGGAGE, merged))
         name = self._request_id
-        if name is not None and name[1] not in present and (allowed is None or allowed[2]):
+        if name is not None and (name[1] not in present or name[1] in passed) and (allowed is None or allowed[2]):
             known = identity.get_from(context)
             if known is not None:
                 found.append((*name, known.request_id.encode("latin-1")))
         return found
 
+    def without_replaced(
+        self, kept: list[_Entry], sent: list[_Entry], passed: frozenset[bytes]
+    ) -> tuple[list[_Entry], list[_Entry]]:
+        """
+        Return the headers that stay beside what is sent, and those that stand in it now, merged.
+        """
+        gone = {entry[1] for entry in sent}
+        if not self._spans.isdisjoint(gone):
+            # A caller's tracestate beside our traceparent would be one of our span's.
+            gone |= passed & {_TRACESTATE}
+        gone = gone.intersection([entry[1] for entry in kept])
+        if not gone:
+            return kept, []
+        left = [entry for entry in kept if entry[1] not in gone]
+        return left, [entry for entry in kept if entry[1] in gone and entry[1] not in passed]
+
     def _foreign(
-        self, context: Context, present: dict[bytes, bytes], allowed: tuple[bool, bool, bool] | None
+        self,
+        context: Context,
+        present: dict[bytes, bytes],
+        kept: list[_Entry],
+        passed: frozenset[bytes],
+        allowed: tuple[bool, bool, bool] | None,
     ) -> list[_Entry]:
         carrier: dict[str, str] = {}
         cast("Any", self.textmap).inject(carrier, context)
-        wanted: list[tuple[int, _Entry]] = []
-        for name, value in carrier.items():
+        found: list[_Entry] = []
+        # Half of a trace context of the caller's and half of ours would name no span at all.
+        blocked = not {name.lower().encode("latin-1") for name in carrier}.isdisjoint(
+            present.keys() - passed - self._beside
+        )
+        for name, text in carrier.items():
             raw = name.encode("latin-1")
             lower = raw.lower()
+            value = text.encode("latin-1")
             kind = 1 if lower == _BAGGAGE else 2 if lower == self._request_id_name else 0
-            if (kind == 2 or not self._only_request_id) and (allowed is None or allowed[kind]):
-                wanted.append((kind, (raw, lower, value.encode("latin-1"))))
-        # Half of a trace context of the caller's and half of ours would name no span at all.
-        blocked = any(not kind and entry[1] in present and entry[1] != _TRACESTATE for kind, entry in wanted)
-        return [entry for kind, entry in wanted if entry[1] not in present and (kind or not blocked)]
+            if (kind != 2 and self._only_request_id) or not (allowed is None or allowed[kind]):
+                continue
+            if not kind and blocked:
+                continue
+            if lower == _BAGGAGE and (theirs := _fields_of(lower, present, kept, passed)):
+                value = propagators.merge_baggage(theirs, text)
+            elif lower == _TRACESTATE and (theirs := _fields_of(lower, present, kept, passed)):
+                state = get_current_span(context).get_span_context().trace_state
+                value = propagators.merge_tracestate(theirs, state).encode("latin-1")
+            elif lower in present and lower not in passed:
+                continue
+            found.append((raw, lower, value))
+        return found
+
+
+_NONE: Final[frozenset[bytes]] = frozenset()
+_SPACE: Final = b" \t"
+
+
+def _fields_of(lower: bytes, present: dict[bytes, bytes], kept: list[_Entry], passed: frozenset[bytes]) -> list[bytes]:
+    """
+    Return every field of a name that somebody else wrote, and did not pass on.
+    """
+    if lower not in present or lower in passed:
+        return []
+    return [value for _, each, value in kept if each == lower]
 
 
 def _injector(config: ClientConfig) -> _Injector:
@@ -440,27 +601,39 @@ def _injector(config: ClientConfig) -> _Injector:
     return found
 
 
-def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> Attempt | None:
+def begin(
+    config: ClientConfig,
+    request: Any,
+    again: Attempt | Call | None = None,
+    *,
+    bare: bool = False,
+    nested: bool = False,
+) -> Attempt | None:
     """
     Start an attempt and put its headers on the request; never raises.
 
     Args:
         config: What the client was told.
         request: The request. What we put on it for an earlier attempt is replaced, what the caller set stays.
-        again: An earlier attempt of the same call that a transport repeats.
+        again: An earlier attempt of the same call that a transport repeats, or the call.
+        bare: Nothing is sent yet: only the headers are put on the request, and they name what is current.
+        nested: Whether a transport that is none of httpx's sends it, by another client perhaps: that one's own
+            instrumentation makes no second span.
 
     Returns:
-        The attempt, or None where there is no span: suppressed, excluded, SDK disabled.
+        The attempt, or None where there is no span: bare, suppressed, excluded, SDK disabled.
     """
     if _dropped:
         end_dropped()
     span: Span | None = None
     try:
-        outer = otel_context.get_current() if again is None else again.outer
+        outer = None if again is None else again.outer
+        if outer is None:
+            outer = otel_context.get_current()
         allowed = None if config.outbound is None else config.outbound(request.url)
         if outer and (
             outer.get(_SUPPRESS_INSTRUMENTATION_KEY)
-            or outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+            or ((found_there := outer.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)) and type(found_there) is not _Nested)
             or outer.get(_SUPPRESS_PLAIN)
         ):
             if allowed is not None:
@@ -468,30 +641,40 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             return None
         memory = request.__dict__.get(_SENT)
         if memory is not None:
-            sends, ours = memory
+            sends, ours, merged = memory
         elif again is not None:
-            sends, ours = again.sends, again.sent
+            sends, ours, merged = again.sends, again.sent, again.merged
         else:
-            sends, ours = 0, None
+            sends, ours, merged = 0, None, ()
         held = kept = _entries(request.headers)
         present = {entry[1]: entry[2] for entry in held}
         if ours and (stale := {lower for _, lower, value in ours if present.get(lower) == value}):
             kept = [entry for entry in held if entry[1] not in stale]
-            for name in stale:
-                del present[name]
+            if merged:
+                kept += [entry for entry in merged if entry[1] in stale]
+                present = {entry[1]: entry[2] for entry in kept}
+            else:
+                for name in stale:
+                    del present[name]
+        injector = _injector(config)
         limited = allowed if allowed is not None and False in allowed else None
         if limited is not None:
-            left = kept_back(_injector(config).names, outer, kept, limited)
+            left = kept_back(injector.names, outer, kept, limited)
             if left is not None:
                 guard.count("outbound.copies_kept_back")
                 kept = left
                 present = {entry[1]: entry[2] for entry in kept}
+        passed = _NONE if injector.watched.isdisjoint(present) else injector.passed_on(outer, present, kept)
         context = outer
         attempt: Attempt | None = None
         tracer = config.tracer
-        if tracer is not None and (config.excluded is None or not config.excluded.search(str(request.url))):
+        if (
+            not bare
+            and tracer is not None
+            and (config.excluded is None or not config.excluded.search(str(request.url)))
+        ):
             links: Sequence[Link] = ()
-            if _TRACEPARENT in present:
+            if _TRACEPARENT in present and _TRACEPARENT not in passed:
                 set_by_caller = propagators.extract_from_headers([present[_TRACEPARENT]], [])
                 links = () if set_by_caller is None else (Link(set_by_caller),)
             method = request.method
@@ -506,22 +689,31 @@ def begin(config: ClientConfig, request: Any, again: Attempt | None = None) -> A
             if found.is_valid:
                 context = Context({**outer, _SPAN_KEY: span})
             attempt = Attempt(config, request, span, outer, context, sends + 1)
+            if nested:
+                attempt.context = Context({**context, _SUPPRESS_HTTP_INSTRUMENTATION_KEY: _Nested(attempt)})
         else:
             found = get_current_span(outer).get_span_context()
-        sent = _injector(config).headers(context, found if found.is_valid else None, present, allowed)
+        sent = injector.headers(context, found if found.is_valid else None, present, kept, passed, allowed)
+        merged = ()
+        if sent and not injector.watched.isdisjoint(present):
+            kept, merged = injector.without_replaced(kept, sent, passed)
         _write(request, held, kept, sent)
-        request.__dict__[_SENT] = (sends + 1, sent)
+        request.__dict__[_SENT] = (sends if bare else sends + 1, sent, merged)
         if allowed is not None and sent:
             remember_sent(sent)
         if attempt is not None:
-            attempt.sent = sent
+            attempt.sent, attempt.merged = sent, merged
             if allowed is not None:
                 attempt.url = request.url
                 if limited is not None:
                     attempt.checked = [*_entries(request.headers)]
             if again is not None:
-                # All of them: a transport may copy the request of any earlier attempt.
+                # All of them: a transport may copy the request of any earlier attempt, or put its headers back.
                 again.sends, again.sent = sends + 1, again.sent + sent
+                again.merged = again.merged or merged
+                # The next hop of a redirect is made of the client's request.
+                for each in (request, again.request):
+                    each.__dict__[_SENT] = (again.sends, again.sent, again.merged)
             capture = config.request_headers
             if capture is not None and attempt.recording:
                 attempt.span.set_attributes(cast("Any", capture.attributes(request.headers.raw)))
@@ -597,7 +789,7 @@ def forget_sends(request: Any) -> None:
     """
     state: dict[str, Any] | None = getattr(request, "__dict__", None)
     if state is not None and (memory := state.get(_SENT)) is not None:
-        state[_SENT] = (0, memory[1])
+        state[_SENT] = (0, *memory[1:])
 
 
 def remember(request: Any, new: Any) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
+from importlib import import_module
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.metrics import get_meter_provider
 from opentelemetry.semconv.metrics import http_metrics
+from wrapt import register_post_import_hook
 
 from otel_correlation import guard
 from otel_correlation._version import __version__
@@ -24,6 +27,7 @@ from otel_correlation.clients._seams import (
     OFF,
     Library,
     await_hook,
+    call_around,
     call_hook,
     is_running,
     running,
@@ -36,7 +40,7 @@ from otel_correlation.tracer import Tracer
 from otel_correlation.upstream.api import measures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
     from types import ModuleType
 
     from opentelemetry.trace import Span
@@ -48,6 +52,8 @@ SCOPE_NAME: Final = "otel_correlation.client"
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 # What contrib's flag on a client is called.
 _FLAG: Final = "_is_instrumented_by_opentelemetry"
+_LIBRARIES: Final = ("httpx", "httpx2")
+_CONTRIB: Final = "opentelemetry.instrumentation.httpx"
 _HOOKS: Final = ("request_hook", "response_hook", "async_request_hook", "async_response_hook")
 
 
@@ -60,6 +66,8 @@ class _Plug:
         self.contrib: Any = None
         self.settings: Callable[[], Settings] | None = None
         self.libraries: dict[int, Library] = {}
+        # Which libraries are to be instrumented once one of them is imported.
+        self.wanted: set[str] = set()
         self._originals: list[tuple[Any, str, Any]] = []
 
     def replace(self, owner: Any, name: str, replacement: Any) -> None:
@@ -83,11 +91,14 @@ class _Plug:
 
 
 _plug = _Plug()
+_hooked = False
 
 
 def activate(settings: Callable[[], Settings]) -> None:
     """
     Put our attempts under contrib's httpx instrumentation; idempotent, reversible, nothing without httpx and httpx2.
+
+    That instrumentation imports both libraries, so it waits until somebody else imports one of them.
 
     Args:
         settings: Called whenever something is instrumented.
@@ -96,9 +107,33 @@ def activate(settings: Callable[[], Settings]) -> None:
     _plug.settings = settings
     if again:
         return
-    # httpx and httpx2 are imported by it, where they are installed.
-    from opentelemetry.instrumentation import httpx as contrib  # noqa: PLC0415 - optional libraries
+    global _hooked  # noqa: PLW0603 - the hooks stay for the life of the process
+    if not _hooked:
+        _hooked = True
+        for name in _LIBRARIES:
+            register_post_import_hook(_on_library, name)
+        register_post_import_hook(_on_contrib, _CONTRIB)
+    elif (contrib := sys.modules.get(_CONTRIB)) is not None:
+        _on_contrib(contrib)
+    elif any(name in sys.modules for name in _LIBRARIES):
+        import_module(_CONTRIB)
 
+
+def _on_library(_module: ModuleType) -> None:
+    # Contrib may be what imports the library; then it is not complete yet, and its own hook follows.
+    if _plug.settings is not None and _CONTRIB not in sys.modules:
+        with guard.never_raise("client.plug"):
+            import_module(_CONTRIB)
+
+
+def _on_contrib(contrib: ModuleType) -> None:
+    if _plug.settings is not None and _plug.contrib is None:
+        with guard.never_raise("client.plug"):
+            _plug_in(contrib)
+            _instrument_wanted()
+
+
+def _plug_in(contrib: Any) -> None:
     _plug.contrib = contrib
     for name in ("_httpx_module", "_httpx2_module"):
         module = getattr(contrib, name, None)
@@ -165,6 +200,8 @@ def deactivate() -> None:
         instrumentor._is_instrumented_by_opentelemetry = False
     _plug.restore()
     _plug.libraries.clear()
+    _plug.wanted.clear()
+    _plug.contrib = None
     _plug.settings = None
     end_dropped()
     forget_sent()
@@ -174,9 +211,23 @@ def instrument_everything(left_out: Collection[str] = ()) -> None:
     """
     Instrument every client of the process, of each library that is installed and not in ``left_out``, once.
     """
+    instrument(name for name in _LIBRARIES if name not in left_out)
+
+
+def instrument(names: Iterable[str]) -> None:
+    """
+    Instrument every client of the process of these libraries, once: now, or when somebody imports the library.
+    """
+    _plug.wanted.update(names)
+    _instrument_wanted()
+
+
+def _instrument_wanted() -> None:
     for instrumentor in _instrumentors():
-        if instrumentor._module_name not in left_out and not instrumentor.is_instrumented_by_opentelemetry:
+        if instrumentor._module_name in _plug.wanted and not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(skip_dep_check=True)
+    if _plug.contrib is not None:
+        _plug.wanted.clear()  # who uninstruments later means it
 
 
 def refresh() -> None:
@@ -391,6 +442,10 @@ def _transport_request(original: Any) -> Any:
     @functools.wraps(original)
     def handle_request(self: Any, request: Any) -> Any:
         if is_running():
+            if (around := call_around()) is not None:
+                # Below a transport of the user's that has sent nothing yet: the attempt begins here.
+                send_it = functools.partial(handle_request, self)
+                return send(around.config, send_it, request, _plug.library(self._module).body, None, around)
             # One span: contrib's code forwards now, and the transport's own hooks get the span there is.
             attempt, config = running(), _transport_config(self)
             if attempt is not None:
@@ -409,6 +464,10 @@ def _transport_async_request(original: Any) -> Any:
     @functools.wraps(original)
     async def handle_async_request(self: Any, request: Any) -> Any:
         if is_running():
+            if (around := call_around()) is not None:
+                send_it = functools.partial(handle_async_request, self)
+                body = _plug.library(self._module).async_body
+                return await send_async(around.config, send_it, request, body, None, around)
             attempt, config = running(), _transport_config(self)
             if attempt is not None:
                 await await_hook(config.on_async_request, attempt.span, request)

@@ -2,22 +2,26 @@
 Where httpx and httpx2 are entered: one private method for every client, and the transports for what repeats below it.
 
 ``Client._send_single_request`` is the one place that every attempt of every client passes, whatever its transport,
-mounts, redirects and authentication. A transport of the user's that sends again below it (a retrying one) is seen at
-httpx's own transports: the first use belongs to the attempt that is running, each further one is an attempt of its own.
-Connection attempts inside ``HTTPTransport(retries=...)`` send nothing and stay inside one span.
+mounts, redirects and authentication. Where the client's transport holds another one (a cache, a retry), nothing has
+been sent there yet: each use of the innermost transport is an attempt, and an answer without one has no span. A
+transport whose inner one we do not find is an attempt itself; if it sends by one of httpx's own, the first use of that
+belongs to it, and each further one is an attempt of its own. Connection attempts inside ``HTTPTransport(retries=...)``
+send nothing and stay inside one span.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
 
 from otel_correlation import guard
-from otel_correlation.clients._attempt import ask_again, begin, forget_sends, remember
+from otel_correlation.clients._attempt import Call, ask_again, begin, forget_sends, remember
 from otel_correlation.upstream.api import RUNTIME_CONTEXT as _RUNTIME_CONTEXT
 
 if TYPE_CHECKING:
@@ -27,17 +31,28 @@ if TYPE_CHECKING:
 
     from otel_correlation.clients._attempt import Attempt, ClientConfig
 
+# What a user's exception passes through here is nothing that a test's report should show (pytest reads this name).
+__tracebackhide__ = True
+
 # On a client: what it was told, or OFF.
 CONFIG: Final = "_otel_correlation_config"
 OFF: Final[Any] = object()
 
-# The attempt that runs here, for a transport that sends again; _BUSY inside one of httpx's own transports, and where
-# there is no attempt on purpose.
+# The attempt that runs here, for a transport that sends again; the call, where its transport has sent nothing yet;
+# _BUSY inside one of httpx's own transports, and where there is no attempt on purpose.
 _BUSY: Final[Any] = object()
 _running: ContextVar[Any] = ContextVar("otel_correlation_attempt", default=None)
 
 _SYNC_TRANSPORTS: Final = ("HTTPTransport", "MockTransport", "WSGITransport")
 _ASYNC_TRANSPORTS: Final = ("AsyncHTTPTransport", "MockTransport", "ASGITransport")
+# Transports of transports of transports; and the classes of others that we patch.
+_MAX_DEPTH: Final = 8
+_MAX_ADOPTED: Final = 64
+
+# What a client's transport is: one of httpx's own, or treated as one; one that sends by another; one that sends itself.
+_OWN: Final = 0
+_AROUND: Final = 1
+_FOREIGN: Final = 2
 
 
 def is_running() -> bool:
@@ -52,7 +67,15 @@ def running() -> Attempt | None:
     Return the attempt that no transport of httpx's own carries yet, or None.
     """
     found = _running.get()
-    return None if found is _BUSY else found
+    return None if found is _BUSY or type(found) is Call else found
+
+
+def call_around() -> Call | None:
+    """
+    Return the call that has sent nothing here yet, or None.
+    """
+    found = _running.get()
+    return found if type(found) is Call else None
 
 
 def _is_sending(request: Any) -> bool:
@@ -101,7 +124,9 @@ def send(
     request: Any,
     stream: Any,
     state: Any,
-    again: Attempt | None = None,
+    again: Attempt | Call | None = None,
+    *,
+    nested: bool = False,
 ) -> Any:
     """
     Send a request as an attempt of its own.
@@ -112,9 +137,10 @@ def send(
         request: The request.
         stream: The class that wraps the response's body.
         state: What transports below see; the attempt itself if None.
-        again: The attempt that this one repeats.
+        again: The attempt that this one repeats, or the call that it belongs to.
+        nested: Whether it is sent by a transport that is none of httpx's.
     """
-    attempt = begin(config, request, again)
+    attempt = begin(config, request, again, nested=nested)
     if attempt is None:
         token = _running.set(_BUSY)
         try:
@@ -146,12 +172,14 @@ async def send_async(
     request: Any,
     stream: Any,
     state: Any,
-    again: Attempt | None = None,
+    again: Attempt | Call | None = None,
+    *,
+    nested: bool = False,
 ) -> Any:
     """
     Send a request as an attempt of its own; the arguments are those of ``send``.
     """
-    attempt = begin(config, request, again)
+    attempt = begin(config, request, again, nested=nested)
     if attempt is None:
         token = _running.set(_BUSY)
         try:
@@ -261,6 +289,49 @@ def _async_stream(base: type) -> type:
     return AsyncBody
 
 
+@functools.lru_cache(maxsize=64)
+def _is_test_client(kind: type) -> bool:
+    """
+    Tell whether a client is Starlette's for tests: it calls the application, and no service calls another by it.
+    """
+    return any(base.__name__ == "TestClient" and base.__module__ == "starlette.testclient" for base in kind.__mro__)
+
+
+def _held(transport: Any, base: type) -> list[Any]:
+    """
+    Return the transports that this one holds, alone or in a list or a mapping.
+    """
+    values = [*getattr(transport, "__dict__", {}).values()]
+    for kind in type(transport).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        values += [getattr(transport, name, None) for name in ((slots,) if isinstance(slots, str) else slots)]
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, base):
+            found.append(value)
+        elif isinstance(value, dict | list | tuple):
+            inside = value.values() if isinstance(value, dict) else value
+            found += [each for each in inside if isinstance(each, base)]
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _calls(kind: type, name: str, own: tuple[type, ...]) -> bool | None:
+    """
+    Tell whether a subclass of one of httpx's transports calls its ``name``; None where it does not override it.
+    """
+    classes = kind.__mro__[: next(place for place, each in enumerate(kind.__mro__) if each in own)]
+    if not any(name in each.__dict__ for each in classes):
+        return None
+    members = [inspect.unwrap(value) for each in classes for value in vars(each).values() if callable(value)]
+    return any(_names(member.__code__, name) for member in members if isinstance(member, FunctionType))
+
+
+def _names(code: CodeType, name: str) -> bool:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return name in code.co_names or any(_names(each, name) for each in inner)
+
+
 class Library:
     """
     httpx or httpx2: what its clients were told, and what of it is patched.
@@ -277,6 +348,11 @@ class Library:
         self.body = _sync_stream(module.SyncByteStream)
         self.async_body = _async_stream(module.AsyncByteStream)
         self._patched: list[tuple[type, str, Any, Any]] = []
+        self._own = tuple(
+            {getattr(module, name) for name in (*_SYNC_TRANSPORTS, *_ASYNC_TRANSPORTS) if hasattr(module, name)}
+        )
+        self._own_set = frozenset(self._own)
+        self._adopted: set[tuple[type, str]] = set()
         # Reentrant: what a signal handler or a finalizer closes may settle, too.
         self._lock = threading.RLock()
 
@@ -316,10 +392,12 @@ class Library:
                     "%s %s has no %s; some of its requests go without a span", module.__name__, owner, name
                 )
                 continue
-            own = owner.__dict__.get(name)
-            replacement = functools.wraps(original)(wrapper(original))
-            setattr(owner, name, replacement)
-            self._patched.append((owner, name, own, replacement))
+            self._replace(owner, name, functools.wraps(original)(wrapper(original)))
+
+    def _replace(self, owner: type, name: str, replacement: Any) -> None:
+        own = owner.__dict__.get(name)
+        setattr(owner, name, replacement)
+        self._patched.append((owner, name, own, replacement))
 
     def _restore(self) -> None:
         for owner, name, own, replacement in reversed(self._patched):
@@ -331,6 +409,57 @@ class Library:
             else:
                 setattr(owner, name, own)
         self._patched.clear()
+        self._adopted.clear()
+
+    def _way(self, client: Any, request: Any, base: str, name: str) -> int:
+        """
+        Tell what the transport is that a client sends a request by.
+        """
+        try:
+            own = self._own_set
+            if type(client._transport) in own:
+                for mounted in client._mounts.values():
+                    if mounted is not None and type(mounted) not in own:
+                        break
+                else:
+                    return _OWN
+            transport = client._transport_for_url(request.url)
+            return self._look_at(transport, getattr(self.module, base), name)
+        except Exception:  # noqa: BLE001 - private names of httpx's, or a transport that is odd; its requests have a span
+            guard.report("client.transport")
+            return _OWN
+
+    def _look_at(self, transport: Any, base: type, name: str, depth: int = _MAX_DEPTH) -> int:
+        kind = type(transport)
+        # Contrib's transport is asked for a span by whoever puts it around another one.
+        if kind in self._own_set or kind.__module__.startswith("opentelemetry."):
+            return _OWN
+        calls = _calls(cast("Any", kind), name, self._own) if isinstance(transport, self._own) else False
+        held = _held(transport, base) if depth else []
+        if not held:
+            return _OWN if calls is None else _AROUND if calls else _FOREIGN
+        for each in held:
+            if self._look_at(each, base, name, depth - 1) == _FOREIGN and not self._adopt(type(each), name):
+                return _OWN
+        return _AROUND
+
+    def _adopt(self, kind: type, name: str) -> bool:
+        """
+        Patch the class of a transport that sends by itself, so that it is seen below others; tells whether it is.
+        """
+        with self._lock:
+            if (kind, name) in self._adopted:
+                return True
+            if len(self._adopted) >= _MAX_ADOPTED:
+                return False
+            wrapper = self._transport if name == "handle_request" else self._transport_async
+            original = getattr(kind, name)
+            try:
+                self._replace(kind, name, functools.wraps(original)(wrapper(original, nested=True)))
+            except TypeError:  # a class that is not written in Python
+                return False
+            self._adopted.add((kind, name))
+            return True
 
     def _config_of(self, client: Any) -> ClientConfig | None:
         found = client.__dict__.get(CONFIG)
@@ -347,7 +476,18 @@ class Library:
                     return original(client, request)
                 finally:
                     _reset(token)
-            return send(config, functools.partial(original, client), request, self.body, None)
+            kind: Any = type(client)
+            if _is_test_client(kind):
+                config = config.without_spans()
+            way = self._way(client, request, "BaseTransport", "handle_request")
+            if way == _AROUND:
+                token = _running.set(Call(config, request))
+                try:
+                    return original(client, request)
+                finally:
+                    _reset(token)
+            call = functools.partial(original, client)
+            return send(config, call, request, self.body, None, nested=way == _FOREIGN)
 
         return _send_single_request
 
@@ -362,18 +502,27 @@ class Library:
                     return await original(client, request)
                 finally:
                     _reset(token)
-            return await send_async(config, functools.partial(original, client), request, self.async_body, None)
+            way = self._way(client, request, "AsyncBaseTransport", "handle_async_request")
+            if way == _AROUND:
+                token = _running.set(Call(config, request))
+                try:
+                    return await original(client, request)
+                finally:
+                    _reset(token)
+            call = functools.partial(original, client)
+            return await send_async(config, call, request, self.async_body, None, nested=way == _FOREIGN)
 
         return _send_single_request
 
-    def _transport(self, original: Any) -> Any:
+    def _transport(self, original: Any, *, nested: bool = False) -> Any:
         def handle_request(transport: Any, request: Any) -> Any:
             attempt = _running.get()
             if attempt is _BUSY or (attempt is None and self.everywhere is None):
                 return original(transport, request)
             if attempt is None or attempt.used:
                 config: Any = self.everywhere if attempt is None else attempt.config
-                return send(config, functools.partial(original, transport), request, self.body, _BUSY, attempt)
+                call = functools.partial(original, transport)
+                return send(config, call, request, self.body, _BUSY, attempt, nested=nested)
             attempt.used = True
             if attempt.checked is not None or (attempt.url is not None and attempt.url is not request.url):
                 ask_again(attempt, request)
@@ -390,7 +539,7 @@ class Library:
 
         return handle_request
 
-    def _transport_async(self, original: Any) -> Any:
+    def _transport_async(self, original: Any, *, nested: bool = False) -> Any:
         async def handle_async_request(transport: Any, request: Any) -> Any:
             attempt = _running.get()
             if attempt is _BUSY or (attempt is None and self.everywhere is None):
@@ -398,7 +547,7 @@ class Library:
             if attempt is None or attempt.used:
                 config: Any = self.everywhere if attempt is None else attempt.config
                 call = functools.partial(original, transport)
-                return await send_async(config, call, request, self.async_body, _BUSY, attempt)
+                return await send_async(config, call, request, self.async_body, _BUSY, attempt, nested=nested)
             attempt.used = True
             if attempt.checked is not None or (attempt.url is not None and attempt.url is not request.url):
                 ask_again(attempt, request)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from otel_correlation.edge._record import ASGIApp, Receive, Scope, Send, ServerConfig
 
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
+
 
 async def serve(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """
@@ -48,8 +51,8 @@ class Edge:
         """
         Serve one connection; inside another edge only forward.
         """
-        config = self._config()
-        if config is None or semconv.SCOPE_KEY in scope:
+        config = None if semconv.SCOPE_KEY in scope else self._config()
+        if config is None:
             await self.app(scope, receive, send)
             return
         await serve(config, self.app, scope, receive, send)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import fastapi
 import fastapi.routing
 import starlette.routing
 from opentelemetry import metrics as metrics_api
 from starlette.routing import Match
 
+from otel_correlation import semconv
 from otel_correlation.edge._metrics import ServerMetrics
 from otel_correlation.edge._peer import keep_socket_peers
 from otel_correlation.edge._record import ServerConfig
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from otel_correlation.settings import Settings
 
 SCOPE_NAME: Final = "otel_correlation.server"
+# Starlette's own class, also where contrib put a subclass in its place.
+STARLETTE: Final[Any] = next(kind for kind in fastapi.FastAPI.__mro__ if kind.__module__ == "starlette.applications")
 
 
 def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig:
@@ -73,17 +77,37 @@ def config_for(settings: Settings, textmap: Any, **options: Any) -> ServerConfig
 
 def _look_up(scope: Scope) -> str | None:
     """
-    Match the routes of an application whose middleware answered, as its router would have.
+    Find the route of a request that no route told of: one that answered by itself, or that middleware answered.
     """
+    if "router" in scope:
+        return _answered_itself(scope)
+    app: Any = scope.get("app")
+    if not isinstance(app, STARLETTE):
+        template = scope.get("path_template")  # Litestar's
+        return template if isinstance(template, str) and template else None
     partial = None
     # FastAPI documents it nowhere; without it such a request has no route.
     contexts = getattr(fastapi.routing, "iter_route_contexts", None)
     if contexts is None:
         return None
-    for route in contexts(getattr(scope.get("app"), "routes", ())):
+    for route in contexts(app.routes):
         match, _ = route.matches(scope)
         if match is Match.FULL:
             return None if isinstance(route.original_route, starlette.routing.Mount) else route.path or None
         if match is Match.PARTIAL and partial is None:
             partial = route.path or None  # empty in FastAPI 0.142 for a plain route of an included router
     return partial
+
+
+def _answered_itself(scope: Scope) -> str | None:
+    """
+    Return the route that a router chose and whose class has a ``handle`` of its own, or None.
+    """
+    route = scope.get("route")
+    if route is None or isinstance(route, starlette.routing.Mount):
+        return None
+    effective = scope.get("fastapi", {}).get("effective_route_context")
+    if effective is not None and getattr(effective, "original_route", None) is route:
+        route = effective  # with the prefix of the router that it was included in
+    path = getattr(route, "path", None)
+    return None if path is None else scope.get(semconv.SCOPE_MOUNT, "") + (path or "/")

@@ -16,7 +16,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, T
 from otel_correlation import guard, ids, propagators, semconv
 from otel_correlation.edge._record import Record, collect, folded, names_of, spelling
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
-from otel_correlation.identity import Identity
+from otel_correlation.identity import Identity, short_ones
 from otel_correlation.request_id import from_fields
 from otel_correlation.upstream.api import RANDOM_TRACE_ID
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
@@ -84,7 +84,7 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     else:
         ours = propagate.get_global_textmap() is config.textmap
         if (found or not ours) and not config.settings.sdk_disabled:
-            parent, values = _extract(config, found) if ours else _extract_foreign(scope)
+            parent, values = _extract(config, found) if ours else _extract_foreign(scope, found)
         if trust is not None:
             record.forced = trust.forces(read)
     trace_id: int | None = None
@@ -111,15 +111,15 @@ def enter(config: ServerConfig, scope: Scope, method: str) -> tuple[Record, Cont
     record.identity = values[_IDENTITY_KEY] = who = Identity(final)
     if not restarted:
         who.received = found
-    elif record.caller_id is not None:
-        # Nothing else is made of what a caller that is not trusted sent.
-        who.received = {config.id_name: [record.caller_id.encode("ascii")]}
+    else:
+        # Nothing is made of them, but a wrapper around the application may have kept them, and pass them on.
+        who.received = short_ones(found)
     tracer = config.tracer
     if tracer is None:
         return record, Context(values)
     if parent is not None and _SPAN_KEY not in values:
         values[_SPAN_KEY] = NonRecordingSpan(parent)
-    if config.excludes and config.excluded.match(scope.get("path", ""), _url(config, scope)):
+    if config.excludes and is_excluded(config, scope):
         if parent is None and trace_id is not None:
             # Ids for the log lines; unsampled, so that nothing below it is exported as an orphan.
             flags = TraceFlags(RANDOM_TRACE_ID if minted else 0)
@@ -155,12 +155,18 @@ def _extract(config: ServerConfig, found: dict[bytes, list[bytes]]) -> tuple[Spa
     return parent, {}
 
 
-def _extract_foreign(scope: Scope) -> tuple[SpanContext | None, dict[str, Any]]:
+def _extract_foreign(scope: Scope, found: dict[bytes, list[bytes]]) -> tuple[SpanContext | None, dict[str, Any]]:
     """
-    Ask the propagator that somebody else made the global one.
+    Ask the propagator that somebody else made the global one; what came in its format is added to ``found``.
     """
+    textmap = propagate.get_global_textmap()
+    with guard.never_raise("edge.fields"):
+        names = {name.lower().encode("latin-1") for name in textmap.fields}.difference(found)
+        for name, value in scope["headers"]:
+            if name in names:
+                found.setdefault(name, []).append(value)
     try:
-        context = propagate.get_global_textmap().extract(scope, Context(), _getter)
+        context = textmap.extract(scope, Context(), _getter)
     except Exception:  # noqa: BLE001 - somebody else's code; the request keeps its id
         guard.report("edge.extract")
         return None, {}
@@ -227,6 +233,13 @@ def _show_id(config: ServerConfig, scope: Scope, record: Record, found: dict[byt
         if record.refused:
             gone.add(next(entry for entry in config.settings.request_id_headers if entry in found))
         scope["headers"] = [pair for pair in headers if pair[0] not in gone] + [(name, value)]
+
+
+def is_excluded(config: ServerConfig, scope: Scope) -> bool:
+    """
+    Tell whether an application wants no span for this request.
+    """
+    return config.excluded.match(scope.get("path", ""), _url(config, scope))
 
 
 def _url(config: ServerConfig, scope: Scope) -> str:

@@ -1,5 +1,8 @@
 """
-The plug: contrib's FastAPI instrumentation as users know it, driving our edge.
+The plug: contrib's FastAPI instrumentation as users know it, driving our edge under FastAPI and plain Starlette.
+
+A FastAPI application meets the edge in ``FastAPI.__call__``, any other Starlette application at the outside of its
+middleware stack: a wrapper around ``Starlette.__call__`` would cost every request of a FastAPI application, too.
 
 Contrib's classes keep their names and their objects; their methods are replaced while we are active, so it does not
 matter which class was touched first, imported by alias or instrumented before.
@@ -21,17 +24,20 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor, _Instrume
 from starlette.background import BackgroundTask
 
 from otel_correlation import guard, identity, logs, semconv
-from otel_correlation.edge._asgi import serve, set_default
-from otel_correlation.edge._config import config_for
+from otel_correlation.edge._asgi import Edge, serve, set_default
+from otel_correlation.edge._config import STARLETTE, config_for
 from otel_correlation.edge._http import serve_http
+from otel_correlation.edge._inner import serve_inner
 from otel_correlation.edge._peer import forget_socket_peers
-from otel_correlation.edge._record import Record, ServerConfig, call_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_correlation.edge._record import ASGIApp, Receive, Scope, Send
+    from otel_correlation.edge._record import ASGIApp, Receive, Record, Scope, Send, ServerConfig
     from otel_correlation.settings import Settings
+
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
 
 # What an application knows of its own instrumentation: a ServerConfig, or None where it was switched off.
 _APP_CONFIG: Final = "_otel_correlation_config"
@@ -75,7 +81,14 @@ def _patched_call(original: Any) -> Any:
         config: ServerConfig | None = self.__dict__.get(_APP_CONFIG, _UNSET)
         if config is _UNSET:
             config = _plug.everywhere
-        if config is None or semconv.SCOPE_KEY in scope:
+        if semconv.SCOPE_KEY in scope:
+            # The edge is outside already. What this application alone was told holds all the same.
+            if config is None or not config.options or config is _plug.everywhere or config is _outer(scope):
+                await original(self, scope, receive, send)
+            else:
+                await serve_inner(config, functools.partial(original, self), scope, receive, send)
+            return
+        if config is None:
             await original(self, scope, receive, send)
             return
         if _plug.serving is not None:
@@ -89,6 +102,32 @@ def _patched_call(original: Any) -> Any:
         await serve_it(config, functools.partial(original, self), scope, receive, send)
 
     return __call__
+
+
+def _outer(scope: Scope) -> ServerConfig | None:
+    return getattr(scope[semconv.SCOPE_KEY], "config", None)
+
+
+def _patched_build(original: Any) -> Any:
+    @functools.wraps(original)
+    def build_middleware_stack(self: Any) -> ASGIApp:
+        return _with_edge(self, original(self))
+
+    return build_middleware_stack
+
+
+def _with_edge(app: Any, stack: ASGIApp) -> ASGIApp:
+    return stack if isinstance(stack, Edge) else Edge(stack, functools.partial(_config_of, app))
+
+
+def _config_of(app: Any) -> ServerConfig | None:
+    """
+    Return what a plain Starlette application was told, or what all were; it serves now.
+    """
+    config: ServerConfig | None = app.__dict__.get(_APP_CONFIG, _plug.everywhere)
+    if _plug.serving is not None and config is not None:
+        _begin_to_serve()
+    return config
 
 
 def _begin_to_serve() -> None:
@@ -211,9 +250,9 @@ def _patched_middleware_call(original: Any) -> Any:
     @functools.wraps(original)
     async def __call__(self: OpenTelemetryMiddleware, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807
         app: ASGIApp = self.app
-        hook = self.server_request_hook
-        if hook is not None:
-            app = _hooked(app, hook)
+        inner = _told(self)
+        if inner is not None:
+            app = functools.partial(serve_inner, inner, app)
         if semconv.SCOPE_KEY in scope:
             await app(scope, receive, send)
             return
@@ -226,14 +265,27 @@ def _patched_middleware_call(original: Any) -> Any:
     return __call__
 
 
-def _hooked(app: ASGIApp, hook: Any) -> ASGIApp:
-    async def hooked(scope: Scope, receive: Receive, send: Send) -> None:
-        record = scope.get(semconv.SCOPE_KEY)
-        if isinstance(record, Record) and record.span is not None:
-            call_hook(record.span, hook, scope)
-        await app(scope, receive, send)
+_TOLD: Final = "_otel_correlation_told"
 
-    return hooked
+
+def _told(middleware: Any) -> ServerConfig | None:
+    """
+    Return what contrib's middleware was made with by hand, or None if that is nothing.
+    """
+    found: ServerConfig | None = middleware.__dict__.get(_TOLD, _UNSET)
+    if found is _UNSET:
+        found = None
+        with guard.never_raise("edge.middleware"):
+            options = {
+                name: value for name in _PARAMETERS[:3] if (value := getattr(middleware, name, None)) is not None
+            }
+            excluded = getattr(getattr(middleware, "excluded_urls", None), "_excluded_urls", None)
+            if excluded:
+                options["excluded_urls"] = ",".join(excluded)
+            if options:
+                found = config_for(_settings(), _plug.textmap, **options)
+        setattr(middleware, _TOLD, found)
+    return found
 
 
 def _config_inside(app: Any) -> ServerConfig | None:
@@ -241,7 +293,7 @@ def _config_inside(app: Any) -> ServerConfig | None:
     Return the configuration of the FastAPI application that middleware wraps, or of all of them.
     """
     for _ in range(100):
-        if isinstance(app, fastapi.FastAPI):
+        if isinstance(app, STARLETTE):
             config: ServerConfig | None = app.__dict__.get(_APP_CONFIG, _plug.everywhere)
             return config
         inner = getattr(app, "app", None)
@@ -267,6 +319,11 @@ def activate(settings: Callable[[], Settings], *, textmap: Any = None) -> None:
     patch = _plug.patch
     contrib_class = getattr(FastAPIInstrumentor(), "_original_fastapi", None)
     patch(fastapi.FastAPI if contrib_class is None else contrib_class, "__call__", _patched_call(_base().__call__))
+    build = getattr(STARLETTE, "build_middleware_stack", None)
+    if build is None:
+        guard.logger.warning("Starlette has no build_middleware_stack; put edge(app) around what is not FastAPI")
+    else:
+        patch(STARLETTE, "build_middleware_stack", _patched_build(build))
     _note_routes()
     _note_handled()
     patch(FastAPIInstrumentor, "instrument_app", staticmethod(_instrument_app))
@@ -407,10 +464,15 @@ def instrument_everything() -> None:
 
 def switch_on(app: Any) -> None:
     """
-    Instrument an application that was switched off.
+    Instrument an application that was switched off, or that has built its middleware before we came.
     """
-    if isinstance(app, fastapi.FastAPI) and app.__dict__.get(_APP_CONFIG, _UNSET) is None:
+    if not isinstance(app, STARLETTE):
+        return
+    if app.__dict__.get(_APP_CONFIG, _UNSET) is None:
         delattr(app, _APP_CONFIG)
+    stack = getattr(app, "middleware_stack", None)
+    if stack is not None and not isinstance(app, fastapi.FastAPI):
+        app.middleware_stack = _with_edge(app, stack)
 
 
 def refresh() -> None:

@@ -4,7 +4,6 @@ One HTTP request.
 
 from __future__ import annotations
 
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, cast
 
 from opentelemetry import context as otel_context
@@ -13,6 +12,7 @@ from opentelemetry.semconv.attributes import http_attributes
 from opentelemetry.trace import SpanKind
 
 from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._record import call_hook, comes_from, finish, leave
 from otel_correlation.edge._response import with_ids
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
     from otel_correlation.tracer import Tracer
+
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
 
 
 async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +54,9 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
     def edge_send(message: Message) -> Awaitable[None]:
         kind = message["type"]
         if kind == "http.response.body":
-            if not message.get("more_body"):
+            if message.get("more_body"):
+                record.flowing = True
+            else:
                 record.complete = True
                 record.finished_ns = perf_counter_ns()
         elif kind == "http.response.start":
@@ -67,8 +72,8 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
 
     async def edge_receive() -> Message:
         message = await receive()
-        if message["type"] == "http.disconnect" and not record.complete:
-            record.disconnected = True
+        if message["type"] == "http.disconnect":
+            record.left()
         return message
 
     inner_receive: Receive = edge_receive
@@ -81,7 +86,8 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
         await app(scope, inner_receive, inner_send)
     except BaseException as error:
         if isinstance(error, OSError) and comes_from(error, send):
-            record.disconnected, record.status = True, 0
+            record.lost()
+            record.forgive()
         else:
             record.error = error
             record.status = record.status or 500
@@ -89,22 +95,24 @@ async def serve_http(config: ServerConfig, app: ASGIApp, scope: Scope, receive: 
         raise
     finally:
         try:
-            if _given_up(receive):
-                record.disconnected = True
+            _ask_server(record, receive)
             finish(record, scope)
         except Exception:  # noqa: BLE001 - our failure is not the application's
             guard.report("edge.finish")
         leave(record, scope, token)
 
 
-def _given_up(receive: Receive) -> bool:
+def _ask_server(record: Record, receive: Receive) -> None:
     """
-    Tell whether the server saw the client go before the response was complete.
+    Ask whether the server saw the client go before the response was complete, and whether it had sent anything.
 
     A handler that reads nothing more is told of it by nobody: uvicorn drops what it sends. ``receive`` is a method of
-    uvicorn's request object, which keeps this flag (both HTTP implementations); other servers have none.
+    uvicorn's request object, which keeps these flags (all HTTP implementations); other servers have none.
     """
-    return getattr(getattr(receive, "__self__", None), "disconnected", False) is True
+    cycle = getattr(receive, "__self__", None)
+    if getattr(cycle, "disconnected", False) is True:
+        record.disconnected = True
+        record.unsent = getattr(cycle, "response_started", True) is False
 
 
 def spanned_receive(config: ServerConfig, record: Record, scope: Scope, receive: Receive) -> Receive:

@@ -4,11 +4,10 @@ What the edge knows of one request, and what it writes about it: the span's attr
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from time import perf_counter_ns, time_ns
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
@@ -27,11 +26,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from otel_correlation import guard, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._validation import describe
 from otel_correlation.export.sizes import SHORT, text_bytes, value_bytes
-from otel_correlation.identity import detach
+from otel_correlation.identity import detach, short_ones
+from otel_correlation.outcome import only, outcome_of, record_exception, show, was_cancelled
 from otel_correlation.policy import CUT, DEFAULT, FORWARDING, redact_query
-from otel_correlation.tracer import LightSpan, class_name, record_exception
+from otel_correlation.tracer import LightSpan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -65,7 +66,6 @@ _STANDARD: Final = frozenset(
 )
 _CLIENT_GONE: Final = 499  # what nginx logs for a client that went away before its response
 _GONE: Final = "client_disconnected"
-_ENDED: Final = (CancelledError, GeneratorExit, KeyboardInterrupt)
 _INVALID_FIELD: Final = "validation_errors"
 _ERROR_FIELD: Final = "error_type"
 
@@ -89,7 +89,7 @@ class ServerConfig:
         receive_spans: Whether ``http receive`` spans are made.
         send_spans: Whether ``http send`` spans are made.
         trust: Whose ids are continued; everybody's if None.
-        look_up: Finds the route of a request that middleware answered before the router saw it.
+        look_up: Finds the route of a request that no route told of.
         options: The keyword arguments that all this was built from.
     """
 
@@ -126,7 +126,8 @@ class ServerConfig:
         """
         settings = self.settings
         self.id_names = frozenset(settings.request_id_headers)
-        self.wanted = self.id_names | _PROPAGATION
+        # The name to send, too: where a caller has something there that we do not read, passing it on would hide ours.
+        self.wanted = self.id_names | _PROPAGATION | {settings.response_header.lower().encode("latin-1", "replace")}
         self.told = self.id_names | {b"traceparent"}
         self.id_name = settings.request_id_headers[0]
         self.response_header = settings.response_header.lower().encode("ascii")
@@ -188,7 +189,9 @@ class Record:
         status: The response's status; 0 before it is known.
         error: What the application raised.
         complete: Whether the whole response was sent.
-        disconnected: Whether the client went away before that.
+        flowing: Whether a part of a body followed the response's head.
+        disconnected: Whether the client went away before the response was complete.
+        unsent: Whether it went away before anything was sent to it.
         reused: Whether the reuse guard refused the request id as a root.
         refused: Whether a request id was refused.
         caller_id: The valid request id of a caller that is not trusted.
@@ -205,7 +208,9 @@ class Record:
     status = 0
     error: BaseException | None = None
     complete = False
+    flowing = False
     disconnected = False
+    unsent = False
     reused = False
     refused = False
     caller_id: str | None = None
@@ -237,9 +242,34 @@ class Record:
     @property
     def gone(self) -> bool:
         """
-        Whether the client went away and nothing else failed: a server that failed has failed, whoever waits.
+        Whether the client went away before it was sent anything, and nothing failed.
+
+        A status that was sent stays, whoever leaves then; a server that failed has failed, whoever waits.
         """
-        return self.disconnected and self.status < 500
+        return self.unsent and self.status < 500
+
+    def left(self) -> None:
+        """
+        Take it that the client went away, if that matters: before the last part of its response.
+        """
+        if not (self.complete or self.disconnected):
+            self.disconnected, self.unsent = True, not self.status
+
+    def lost(self) -> None:
+        """
+        Take it that the server could not send because the client went away.
+        """
+        if not self.disconnected:
+            # The head was sent if anything came after it.
+            self.disconnected, self.unsent = True, not (self.complete or self.flowing)
+
+    def forgive(self) -> None:
+        """
+        Forget what the application raised, and the answer that was made of it and reached nobody.
+        """
+        self.error = None
+        if self.unsent:
+            self.status = 0
 
     def matched(self, route: str) -> None:
         """
@@ -391,10 +421,13 @@ def finish(record: Record, scope: Scope) -> None:
     elapsed_ns = (record.finished_ns or perf_counter_ns()) - record.started_ns
     if only(record.error, ClientDisconnect):
         # The body that the handler waited for, or the response that it sent, lost its client: nobody's bug.
-        record.disconnected, record.error, record.status = True, None, 0
+        record.lost()
+        record.forgive()
+    elif record.disconnected and was_cancelled(record.error):
+        record.forgive()  # a server may cancel what it runs for a client that is gone
     # Servers answer 500 for an application that returns without an answer.
-    status = record.status = record.status or (0 if record.disconnected else 500)
-    if record.route is None and record.config.look_up is not None and "router" not in scope:
+    status = record.status = record.status or (0 if record.unsent else 500)
+    if record.route is None and record.config.look_up is not None:
         # Each part behind a boundary of its own: a route, processor or meter of somebody else's costs only itself.
         with guard.never_raise("edge.route"):
             route = record.config.look_up(scope)
@@ -423,6 +456,8 @@ def finish(record: Record, scope: Scope) -> None:
             metrics.finished(record, scope, elapsed_ns / 1e9)
     shown = _CLIENT_GONE if record.gone else status
     extra: dict[str, Any] = {}
+    if record.disconnected:
+        extra[_GONE] = True
     if record.invalid:
         extra[_INVALID_FIELD] = list(record.invalid)
     if record.error is not None or record.answered is not None:
@@ -459,7 +494,7 @@ def _tell(span: Span, record: Record) -> None:
     if record.invalid:
         span.set_attribute(semconv.VALIDATION_ERRORS, record.invalid)
     if error is not None:
-        record_error(span, error)
+        show(span, error)
     if record.disconnected:
         span.set_attribute(semconv.CLIENT_DISCONNECTED, True)
     if record.gone:
@@ -480,34 +515,12 @@ def error_type(record: Record) -> str | None:
     Return ``error.type`` as metrics have it, or None for a request that did not fail.
     """
     if record.error is not None:
-        return class_name(type(record.error))
+        return outcome_of(record.error).error_type
     if record.gone:
         return _GONE
     if record.answered is not None and not isinstance(record.answered[0], HTTPException):
-        return class_name(type(record.answered[0]))
+        return outcome_of(record.answered[0]).error_type
     return str(record.status) if record.status >= 500 else None
-
-
-def record_error(span: Span, error: BaseException) -> None:
-    """
-    Show on a span what ended its work.
-    """
-    if not isinstance(error, _ENDED):
-        record_exception(span, error)
-    else:
-        # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
-        span.set_attribute(error_attributes.ERROR_TYPE, type(error).__qualname__)
-        span.set_status(StatusCode.ERROR)
-
-
-def only(error: BaseException | None, kind: type[Exception]) -> bool:
-    """
-    Tell whether an exception is of this kind, or a group of nothing else.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        # Not split(), which makes a group by the user's derive().
-        return all(only(member, kind) for member in error.exceptions)
-    return isinstance(error, kind)
 
 
 def comes_from(error: BaseException, send: Send) -> bool:
@@ -543,4 +556,6 @@ def leave(record: Record, scope: Scope, token: Any) -> None:
     scope.pop(semconv.SCOPE_KEY, None)
     record.error = record.answered = record.identity.handled = None
     # What a caller sent may be large, and tasks of the request may keep its identity.
-    record.identity.received = None
+    if record.identity.received:
+        record.identity.received = short_ones(record.identity.received)
+    record.identity.ended = True

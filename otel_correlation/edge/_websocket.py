@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -18,11 +17,13 @@ from opentelemetry.trace import Link, SpanKind
 from starlette.websockets import WebSocketDisconnect
 
 from otel_correlation import guard, identity, logs, semconv
+from otel_correlation.clocks import perf_counter_ns
 from otel_correlation.edge._entry import enter
 from otel_correlation.edge._http import spanned_receive, spanned_send
-from otel_correlation.edge._record import call_hook, finish, leave, record_error
+from otel_correlation.edge._record import call_hook, finish, leave
 from otel_correlation.edge._response import with_ids
 from otel_correlation.identity import detach
+from otel_correlation.outcome import show
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from otel_correlation.edge._record import ASGIApp, Message, Receive, Record, Scope, Send, ServerConfig
+
+# See clients/_seams.py: a test's report shows the user's frames.
+__tracebackhide__ = True
 
 _DENIAL: Final = "websocket.http.response"
 _NO_CODE: Final = 1005  # RFC 6455: a close frame without a code
@@ -222,11 +226,11 @@ class _Socket:
             # The handler let the end of the connection pass through: that is how it ended, and no failure.
             error = record.error = None
         message_span = self._message_span
-        if message_span is not None and error is not None:
-            record_error(message_span, error)
+        if message_span is not None:
+            show(message_span, error)
         self._end_message()
         if not self._handshake_over:
-            record.disconnected = error is None and self._close_code is not None
+            record.disconnected = record.unsent = error is None and self._close_code is not None
             # Servers answer 500 for an application that neither accepts nor refuses.
             self._end_handshake(0 if record.disconnected else 500)
             return
@@ -242,8 +246,8 @@ class _Socket:
                 semconv.WEBSOCKET_DURATION: (perf_counter_ns() - record.finished_ns) / 1e9,
             },
         )
-        if error is not None and message_span is None:
-            record_error(closing, error)
+        if message_span is None:
+            show(closing, error)
         closing.end()
 
 

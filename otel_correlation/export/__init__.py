@@ -5,14 +5,17 @@ From an ended span to the collector: batching, encoding, sending, and leaving wi
 from __future__ import annotations
 
 from otel_correlation.export.batching import EXIT_BUDGET_S, LogPipeline, SpanPipeline, in_export, leave
-from otel_correlation.export.exporters import log_exporters, log_pipeline, span_exporters
+from otel_correlation.export.exporters import arguments_of_metrics, log_exporters, log_pipeline, span_exporters
 from otel_correlation.export.metrics import observe
 from otel_correlation.export.old_names import with_old_names
+from otel_correlation.export.readers import Readers
 
 __all__ = [
     "EXIT_BUDGET_S",
     "LogPipeline",
+    "Readers",
     "SpanPipeline",
+    "arguments_of_metrics",
     "in_export",
     "leave",
     "log_exporters",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from contextvars import ContextVar
@@ -20,8 +19,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Status
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity
+from otel_correlation.clocks import monotonic
 from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter, Wake
 from otel_correlation.export.sizes import record_bytes, span_bytes
 from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
@@ -166,7 +167,7 @@ class Batcher(Generic[T]):
             return False
         if not self._queue and not self._in_flight:
             return True
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         if not self._start():
             return self._flush_here(deadline)
         sender = self._sender
@@ -184,7 +185,7 @@ class Batcher(Generic[T]):
                     if not self.pending():
                         return True  # it ended in between, with everything done
                     self._start()
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if left <= 0 or (leaving and sender is not None and sender.is_hopeless(attempts)):
                     return False
                 self._flushed.wait(min(left, 0.1) if leaving else left)
@@ -230,7 +231,7 @@ class Batcher(Generic[T]):
             return
         self._room = 0
         self._closing = True
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         if self._sender is not None:
             self._sender.stop(deadline)
         # A little longer than the sender: its last attempt ends at the deadline.
@@ -301,9 +302,9 @@ class Batcher(Generic[T]):
                 self._flushed.notify_all()
 
     def _work(self) -> None:
-        due = time.monotonic() + self._delay_s
+        due = monotonic() + self._delay_s
         while not (self._closing and not self._queue):
-            self._wake.wait(due - time.monotonic())
+            self._wake.wait(due - monotonic())
             self._awake = False
             wanted = self._wanted
             everything = (
@@ -311,10 +312,10 @@ class Batcher(Generic[T]):
                 or self._closing
                 or self._wake_at == 1
                 or self._held >= self._batch_bytes
-                or time.monotonic() >= due
+                or monotonic() >= due
             )
             if everything:
-                due = time.monotonic() + self._delay_s
+                due = monotonic() + self._delay_s
             self._drain(everything=everything)
             if wanted != self._done:
                 with self._flushed:
@@ -405,11 +406,11 @@ def leave(batchers: Sequence[Batcher[Any]], timeout_s: float = EXIT_BUDGET_S) ->
     Returns:
         Whether nothing is left.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic() + timeout_s
     late = [
         batcher
         for batcher in batchers
-        if not batcher.flush(max(deadline - time.monotonic(), 0.05), leaving=True) and batcher.pending()
+        if not batcher.flush(max(deadline - monotonic(), 0.05), leaving=True) and batcher.pending()
     ]
     said = [
         f"{batcher.pending()} {batcher.kind} ({batcher.trouble() or 'no time left'})"
@@ -504,9 +505,14 @@ class SpanPipeline(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """
-        Put ``request_id`` on the span unless it is there.
+        Put ``request_id`` on the span unless it is there: that of its context, or of the request that runs.
+
+        A carrier that was read gives a context with a span and no request id. One without a span was emptied on
+        purpose, and stays outside of the request.
         """
-        found = identity.current() if parent_context is None else identity.get_from(parent_context)
+        found = None if parent_context is None else identity.get_from(parent_context)
+        if found is None and (parent_context is None or _SPAN_KEY in parent_context):
+            found = identity.current()
         if found is not None:
             attributes = span.attributes
             if attributes is None or REQUEST_ID not in attributes:
@@ -643,15 +649,15 @@ def _readable(record: Any) -> ReadableLogRecord:
 
 
 def _force_flush(batchers: Sequence[Batcher[Any]], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    late = [batcher for batcher in batchers if not batcher.flush(max(deadline - time.monotonic(), 0.0))]
+    deadline = monotonic() + timeout_s
+    late = [batcher for batcher in batchers if not batcher.flush(max(deadline - monotonic(), 0.0))]
     return not late
 
 
 def _shutdown(batchers: Sequence[Batcher[Any]], exporters: Sequence[SpanExporter | LogRecordExporter]) -> None:
-    deadline = time.monotonic() + EXIT_BUDGET_S
+    deadline = monotonic() + EXIT_BUDGET_S
     for batcher in batchers:
-        batcher.shutdown(max(deadline - time.monotonic(), 0.1))
+        batcher.shutdown(max(deadline - monotonic(), 0.1))
     for exporter in exporters:
         with guard.never_raise("export.shutdown"):
             exporter.shutdown()

@@ -19,13 +19,13 @@ import asyncio
 import atexit
 import functools
 import sys
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from wrapt import register_post_import_hook
 
 from otel_correlation import guard
+from otel_correlation.clocks import monotonic
 from otel_correlation.export.batching import EXIT_BUDGET_S
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def flush_now() -> None:
     global _last_s, _spent_s  # noqa: PLW0603 - one process has one end
     if _flush is None:
         return
-    begun = time.monotonic()
+    begun = monotonic()
     if begun - _last_s > 2 * EXIT_BUDGET_S:
         _spent_s = 0.0  # an earlier server's end; the process went on
     with guard.never_raise("export.exits"):
         _flush(max(EXIT_BUDGET_S - _spent_s, 0.1))
-    _last_s = time.monotonic()
+    _last_s = monotonic()
     _spent_s += _last_s - begun
 
 

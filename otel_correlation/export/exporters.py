@@ -11,16 +11,18 @@ import math
 import os
 import re
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.util._importlib_metadata import entry_points
 
 from otel_correlation import _version
 from otel_correlation.export.batching import LogPipeline
+from otel_correlation.export.forking import in_grpc
 from otel_correlation.export.sending import Compression, HttpLogExporter, HttpSpanExporter, Sender
+from otel_correlation.export.transport import ByRequests, Direct, needs_requests, session_for_stock
 from otel_correlation.policy import quoted
 from otel_correlation.semconv import DISTRO_NAME
 from otel_correlation.settings import otlp_headers
@@ -28,16 +30,16 @@ from otel_correlation.upstream import exporter as upstream
 from otel_correlation.upstream.sdk_logs import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     import requests
-    from opentelemetry.exporter.http.transport._base import BaseHTTPTransport
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from otel_correlation.export.transport import Transport
     from otel_correlation.settings import Settings
 
-Signal = Literal["traces", "logs"]
+Signal = Literal["traces", "logs", "metrics"]
 
 _DEFAULT_TIMEOUT_S: Final = 10.0
 _DEFAULT_ENDPOINT: Final = "http://localhost:4318"
@@ -131,15 +133,15 @@ class _Variables:
             return verify, None
         return verify, (certificate, key) if key else certificate
 
-    def session(self) -> Callable[[], requests.Session | None]:
+    def session(self) -> Callable[[], requests.Session | None] | None:
         """
-        Return a maker of the session of a credential provider, or of None if there is none.
+        Return a maker of the session of a credential provider, or None if there is none.
         """
         name = f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{self.signal.upper()}_CREDENTIAL_PROVIDER"
         general = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
         value = os.environ.get(general) or os.environ.get(name)
         if not value:
-            return lambda: None
+            return None
 
         def load() -> requests.Session | None:
             return cast("requests.Session | None", upstream.session_named(name))
@@ -148,7 +150,7 @@ class _Variables:
             load()
         except Exception as error:  # noqa: BLE001 - somebody's entry point
             self.wrong(general if os.environ.get(general) else name, value, "no credentials", type(error).__name__)
-            return lambda: None
+            return None
         return load
 
 
@@ -174,35 +176,25 @@ def _http_sender(signal: Signal, settings: Settings, problems: list[str]) -> Sen
     verify, certificate = variables.certificates()
     session = variables.session()
 
-    def transport() -> BaseHTTPTransport:
-        from opentelemetry.exporter.http.transport._requests import RequestsHTTPTransport  # noqa: PLC0415
+    headers = {**stock, "user-agent": _agent(stock["user-agent"]), **variables.headers()}
+    by_requests = session is not None or needs_requests(endpoint, headers)
 
-        found = session() or (_certified_session(verify) if isinstance(verify, str) else None)
-        return RequestsHTTPTransport(verify=verify, cert=certificate, session=found)
+    def transport() -> Transport:
+        if not by_requests:
+            return Direct(endpoint)
+        return ByRequests(
+            endpoint, headers, verify=verify, certificate=certificate, session=session() if session else None
+        )
 
     return Sender(
         "spans" if signal == "traces" else "logs",
         endpoint,
-        headers={**stock, "user-agent": _agent(stock["user-agent"]), **variables.headers()},
+        headers=headers,
         transport=transport,
         timeout_s=variables.timeout_s(),
         compression=variables.compression(),
         is_default=is_default,
     )
-
-
-def _certified_session(certificate: str) -> requests.Session:
-    """
-    Return a session whose certificate wins over ``REQUESTS_CA_BUNDLE``, which requests would prefer.
-    """
-    from requests import Session  # noqa: PLC0415 - only services that export need it
-
-    class Certified(Session):
-        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-            del verify
-            return super().merge_environment_settings(url, proxies, stream, certificate, cert)
-
-    return Certified()
 
 
 @contextmanager
@@ -249,6 +241,36 @@ class _Grpc:
             return exporter(headers=self.headers or None, channel_options=options, **arguments)
 
 
+def _fork_safe(exporter: Any) -> Any:
+    """
+    Return a class of a stock gRPC exporter whose calls into gRPC's core do not overlap with a fork.
+    """
+
+    class ForkSafe(exporter):  # type: ignore[misc]
+        _client: Any
+
+        def _initialize_channel_and_stub(self) -> None:
+            with in_grpc:
+                super()._initialize_channel_and_stub()
+            if self._client is not None:
+                self._client = _Stub(self._client)
+
+    return ForkSafe
+
+
+class _Stub:
+    """
+    The one call of a stub.
+    """
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+
+    def Export(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - as the stock exporter calls it
+        with in_grpc:
+            return self._stub.Export(*args, **kwargs)
+
+
 class _PerProcess:
     """
     A gRPC exporter that is made when first used in a process: a channel must not cross a fork.
@@ -279,13 +301,11 @@ class GrpcSpanExporter(SpanExporter):
     """
 
     def __init__(self, made_with: _Grpc, endpoint: str | None) -> None:
-        self._stock = _PerProcess(lambda: self._build(made_with, endpoint))
-
-    @staticmethod
-    def _build(made_with: _Grpc, endpoint: str | None) -> Any:
+        # Imported here, by the thread that sets us up; made by the one that exports.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
-        return made_with.build(OTLPSpanExporter, endpoint=endpoint)
+        kind = _fork_safe(OTLPSpanExporter)
+        self._stock = _PerProcess(lambda: made_with.build(kind, endpoint=endpoint))
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """
@@ -312,13 +332,10 @@ class GrpcLogExporter(LogRecordExporter):
     """
 
     def __init__(self, made_with: _Grpc) -> None:
-        self._stock = _PerProcess(lambda: self._build(made_with))
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # noqa: PLC0415 - as above
 
-    @staticmethod
-    def _build(made_with: _Grpc) -> Any:
-        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # noqa: PLC0415
-
-        return made_with.build(OTLPLogExporter)
+        kind = _fork_safe(OTLPLogExporter)
+        self._stock = _PerProcess(lambda: made_with.build(kind))
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """
@@ -379,6 +396,23 @@ def span_exporters(settings: Settings, problems: list[str]) -> list[SpanExporter
         elif (exporter := _third_party("traces", name, SpanExporter, problems)) is not None:
             exporters.append(exporter)
     return exporters
+
+
+def arguments_of_metrics(exporters: Mapping[str, type[Any]]) -> dict[type[Any], dict[str, Any]]:
+    """
+    Return what the stock exporters of metrics are made with, so that their threads import nothing.
+
+    Args:
+        exporters: The classes, by name.
+    """
+    found: dict[type[Any], dict[str, Any]] = {}
+    for kind in exporters.values():
+        if kind.__module__.startswith("opentelemetry.exporter.otlp.proto.http."):
+            variables = _Variables("metrics", [])  # the stock exporter says what is wrong with them
+            session = session_for_stock(variables.endpoint()[0], variables.headers())
+            if session is not None and variables.session() is None:
+                found[kind] = {"session": session}
+    return found
 
 
 def log_exporters(settings: Settings, problems: list[str]) -> list[LogRecordExporter]:

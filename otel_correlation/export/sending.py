@@ -14,7 +14,6 @@ import contextlib
 import gzip
 import random
 import threading
-import time
 import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -22,17 +21,20 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_correlation import guard
+from otel_correlation.clocks import monotonic
 from otel_correlation.export.encoding import encode_logs, encode_spans
+from otel_correlation.export.transport import NoAnswerError
 from otel_correlation.policy import reason_of, shown_text, shown_url
 from otel_correlation.upstream.exporter import extract_retry_after
 from otel_correlation.upstream.sdk_logs import LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from opentelemetry.exporter.http.transport._base import BaseHTTPResult, BaseHTTPTransport
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
+
+    from otel_correlation.export.transport import Answer, Transport
 
 _T = TypeVar("_T")
 Kind = Literal["spans", "logs"]
@@ -54,6 +56,11 @@ _UNREACHABLE_AT_EXIT_S: Final = 2.0
 # Collectors refuse larger requests; measured before compression (opentelemetry-proto: 64 MiB).
 _MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
 
+# Wire types of protobuf, and the length of those whose length is fixed.
+_VARINT: Final = 0
+_LENGTH: Final = 2
+_FIXED: Final = {1: 8, 5: 4}
+
 _LOCAL_HINT: Final = (
     "Nobody listens on %s, so traces go nowhere for now. See them on this machine: run `otel-correlation serve`. Send "
     "them to a collector: set OTEL_EXPORTER_OTLP_ENDPOINT. Stop trying: OTEL_TRACES_EXPORTER=none. (Said once.)"
@@ -68,24 +75,60 @@ def _hint(endpoint: str) -> None:
         guard.logger.warning(_LOCAL_HINT, endpoint)
 
 
-def _maybe_delivered(error: Exception | None) -> bool:
+def partial_success(body: bytes) -> tuple[int, str]:
     """
-    Tell whether a request may have reached the collector although no answer came.
+    Return how many items a collector rejected, and why, of a serialized ``Export...ServiceResponse``.
+
+    Zero and empty where the body is none: the status said that the batch was taken. Read by hand, so that no process
+    loads the generated messages for three fields.
+
+    See: opentelemetry-proto, ``ExportTracePartialSuccess``: 1 is the number, 2 the message; that of logs is the same.
     """
-    from requests import exceptions  # noqa: PLC0415 - the transport has imported it already
-    from urllib3.exceptions import NewConnectionError  # noqa: PLC0415
+    rejected, message = 0, b""
+    try:
+        for number, partial in _fields(body):
+            if number == 1 and isinstance(partial, bytes):
+                for inner, value in _fields(partial):
+                    if inner == 1 and isinstance(value, int):
+                        rejected = value
+                    elif inner == 2 and isinstance(value, bytes):
+                        message = value
+        text = message.decode()
+    except (IndexError, ValueError):  # UnicodeDecodeError is a ValueError
+        return 0, ""
+    # A negative number would be 2**63 and more here.
+    return (rejected if rejected < 2**63 else 0), text
 
-    if error is None or isinstance(error, exceptions.ConnectTimeout | exceptions.SSLError | exceptions.ProxyError):
-        return False
-    cause = error.args[0] if error.args else None
-    return not isinstance(getattr(cause, "reason", None), NewConnectionError)
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    position, end = 0, len(message)
+    while position < end:
+        key, position = _varint(message, position)
+        kind = key & 7
+        value: int | bytes = b""
+        if kind == _VARINT:
+            value, position = _varint(message, position)
+        elif kind == _LENGTH:
+            size, position = _varint(message, position)
+            value = message[position : position + size]
+            position += size
+        elif kind in _FIXED:
+            position += _FIXED[kind]
+        else:
+            raise ValueError("a wire type that OTLP does not use")
+        if position > end:
+            raise ValueError("a field is cut off")
+        yield key >> 3, value
 
 
-def _is_cut_off(error: Exception | None) -> bool:
-    from requests import exceptions  # noqa: PLC0415 - the transport has imported it already
-
-    # The answer began, so the transport does not call it a connection error.
-    return isinstance(error, exceptions.ChunkedEncodingError | exceptions.ContentDecodingError)
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for number in range(10):
+        byte = message[position + number]
+        value |= (byte & 0x7F) << (7 * number)
+        if byte < 0x80:
+            return value, position + number + 1
+    raise ValueError("a number of more than 64 bits")
 
 
 class Wake:
@@ -124,7 +167,8 @@ class Sender:
         headers: Request headers.
         timeout_s: Longest time for one attempt.
         compression: How bodies are compressed.
-        transport: Makes a transport; called again in a forked child, which must not use its parent's connections.
+        transport: Makes a transport; called here, so that whatever it imports is imported by the thread that sets us
+            up, and again in a forked child, which must not use its parent's connections.
         is_default: Nobody named the endpoint: say once what to do, then be quiet until somebody listens.
     """
 
@@ -134,7 +178,7 @@ class Sender:
         endpoint: str,
         *,
         headers: dict[str, str],
-        transport: Callable[[], BaseHTTPTransport],
+        transport: Callable[[], Transport],
         timeout_s: float = 10.0,
         compression: Compression = "none",
         is_default: bool = False,
@@ -150,7 +194,7 @@ class Sender:
         self._timeout_s = timeout_s
         self._compression = compression
         self._build = transport
-        self._transport: BaseHTTPTransport | None = None
+        self._transport: Transport | None = transport()
         self._unreachable_since: float | None = None
         self._deadline: float | None = None
         self._attempts_before_stop = 0
@@ -173,38 +217,36 @@ class Sender:
         data = self._compress(payload)
         attempt = 0
         while not self._gives_up():
-            result = self._transport.request(
-                "POST", self.endpoint, headers=self._headers, data=data, timeout=self._attempt_s()
-            )
-            self.attempts += 1
-            status = result.status_code
             delay: float | None = None
             again_now = False
-            if status is not None:
-                self._unreachable_since = None
-                self.quiet = False
-                if 200 <= status < 300:
-                    self._delivered(result, count)
-                    return True
-                self.trouble = f"HTTP status {status}"
-                if status not in _RETRYABLE:
-                    self._refused(f"http_{status}", count)
+            try:
+                answer = self._transport.post(data, self._headers, self._attempt_s())
+            except NoAnswerError as error:
+                self.attempts += 1
+                self.trouble = reason_of(error.cause)
+                if not error.is_temporary:
+                    self._refused("not_sendable", count)
                     return False
-                delay = extract_retry_after(result)
-                warned = "is not taking"
-            elif self._transport.is_connection_error(result.error) or _is_cut_off(result.error):
-                self.trouble = reason_of(result.error)
                 warned = "cannot be reached for"
-                if _maybe_delivered(result.error):
+                if error.maybe_delivered:
                     guard.count(f"{self.kind}.possible_duplicates", count)
                     # Most often an idle connection that the collector has closed: the next attempt opens a new one.
                     again_now = attempt == 0
                 elif self._unreachable_since is None:
-                    self._unreachable_since = time.monotonic()
+                    self._unreachable_since = monotonic()
             else:
-                self.trouble = reason_of(result.error)
-                self._refused("not_sendable", count)
-                return False
+                self.attempts += 1
+                self._unreachable_since = None
+                self.quiet = False
+                if 200 <= answer.status < 300:
+                    self._delivered(answer, count)
+                    return True
+                self.trouble = f"HTTP status {answer.status}"
+                if answer.status not in _RETRYABLE:
+                    self._refused(f"http_{answer.status}", count)
+                    return False
+                delay = extract_retry_after(answer)
+                warned = "is not taking"
             if not again_now:
                 self._warn(warned)
                 if delay:
@@ -222,7 +264,7 @@ class Sender:
         Return for how long nobody could connect to the collector; 0 if the last attempt got an answer.
         """
         since = self._unreachable_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else monotonic() - since
 
     def hurry(self) -> None:
         """
@@ -287,36 +329,39 @@ class Sender:
     def _attempt_s(self) -> float:
         if self._deadline is None:
             return self._timeout_s
-        return min(self._timeout_s, max(self._deadline - time.monotonic(), 0.1))
+        return min(self._timeout_s, max(self._deadline - monotonic(), 0.1))
 
     def _gives_up(self) -> bool:
         if self._deadline is None:
             return False
-        return time.monotonic() >= self._deadline or self.is_hopeless(self._attempts_before_stop)
+        return monotonic() >= self._deadline or self.is_hopeless(self._attempts_before_stop)
 
     def _obey(self, delay_s: float) -> None:
         """
         Pause as long as the collector asked; at exit, give up if that is longer than there is time.
         """
-        end = time.monotonic() + min(delay_s, 3600.0)
+        end = monotonic() + min(delay_s, 3600.0)
         if self._deadline is None:
-            self._stop.wait(end - time.monotonic())
+            self._stop.wait(end - monotonic())
         if self._deadline is None:
             return
         if end >= self._deadline:
-            self._deadline = time.monotonic()
+            self._deadline = monotonic()
         else:
-            time.sleep(max(end - time.monotonic(), 0.0))
+            Wake().wait(end - monotonic())
 
     def _back_off(self, attempt: int) -> None:
         if self._deadline is not None:
-            time.sleep(_LEAVING_BACKOFF_S)
+            Wake().wait(_LEAVING_BACKOFF_S)
             return
         backoff = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LAST_BACKOFF_S)
         self._hurry.wait(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
-    def _delivered(self, result: BaseHTTPResult, count: int) -> None:
-        rejected, message = self._partial_success(result)
+    def _delivered(self, answer: Answer, count: int) -> None:
+        rejected, message = 0, ""
+        # A full success has an empty body.
+        if answer.body and "json" not in answer.fields.get("content-type", ""):
+            rejected, message = partial_success(answer.body)
         if rejected:
             rejected = min(rejected, count)
             guard.count(f"{self.kind}.dropped.rejected_by_collector", rejected)
@@ -331,28 +376,6 @@ class Sender:
                 shown_text(message[:1000])[:200],
             )
         guard.count(f"{self.kind}.exported", count - rejected)
-
-    def _partial_success(self, result: BaseHTTPResult) -> tuple[int, str]:
-        try:
-            body = result.content()
-            if not body or "json" in result.headers().get("content-type", ""):
-                return 0, ""
-            # Imported when first needed: a full success has an empty body.
-            if self.kind == "spans":
-                from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: PLC0415
-                    ExportTraceServiceResponse,
-                )
-
-                traces = ExportTraceServiceResponse.FromString(body).partial_success
-                return traces.rejected_spans, traces.error_message
-            from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (  # noqa: PLC0415
-                ExportLogsServiceResponse,
-            )
-
-            logs = ExportLogsServiceResponse.FromString(body).partial_success
-            return logs.rejected_log_records, logs.error_message
-        except Exception:  # noqa: BLE001 - an answer that is not OTLP; the status said that the batch was taken
-            return 0, ""
 
     def _refused(self, reason: str, count: int) -> None:
         guard.count(f"{self.kind}.dropped.{reason}", count)

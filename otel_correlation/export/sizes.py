@@ -141,6 +141,7 @@ def value_bytes(value: object) -> int:
             waiting += islice(found, left)
         elif isinstance(found, Mapping):
             size += _ATTRIBUTE * len(found)
+            size += sum(text_bytes(name) for name in islice(found, left) if len(name) > SHORT)
             waiting += islice(found.values(), left)
     return size
 

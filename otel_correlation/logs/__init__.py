@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_correlation.logs import foreign, loops, output, record
-from otel_correlation.logs.lines import JsonLines
+from otel_correlation.logs.lines import JsonLines, TextLines
 from otel_correlation.logs.output import active, settle, startup_line, summary
 
 if TYPE_CHECKING:
@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     from otel_correlation.settings import Settings
 
-__all__ = ["JsonLines", "active", "install", "otlp_handler", "settle", "startup_line", "summary", "uninstall"]
+__all__ = [
+    "JsonLines",
+    "TextLines",
+    "active",
+    "install",
+    "otlp_handler",
+    "settle",
+    "startup_line",
+    "summary",
+    "uninstall",
+]
 
 
 def install(settings: Settings) -> None:

@@ -13,7 +13,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_correlation import semconv
-from otel_correlation.logs.record import CONTRIB_FIELDS, CORRELATION_ID, FIELDS, is_warning, may_quote, seams
+from otel_correlation.logs.record import (
+    CONTRIB_FIELDS,
+    CORRELATION_ID,
+    EXPORTED,
+    FIELDS,
+    is_warning,
+    may_quote,
+    seams,
+)
 from otel_correlation.policy import (
     CUT,
     DEFAULT,
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
 
 # What logging itself puts on a record (taskName from Python 3.12 on), and what uvicorn adds for its own formatter.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
-_NOT_EXTRA: Final = _OWN.union(FIELDS, CONTRIB_FIELDS, (CORRELATION_ID,))
+_NOT_EXTRA: Final = _OWN.union(FIELDS, CONTRIB_FIELDS, (CORRELATION_ID, EXPORTED))
 
 # C0, DEL, C1 (TAB, ESC, CR, LF, NEL), the line and paragraph separators, the marks that reorder text on a screen, and
 # lone surrogates, which cannot be written as UTF-8.
@@ -383,7 +391,7 @@ class TextLines(logging.Formatter):
     One readable line; a traceback follows it, each of its lines behind a bar so that none can pass for a record.
     """
 
-    def __init__(self, query_values: str = "sensitive", *, colours: bool) -> None:
+    def __init__(self, query_values: str = "sensitive", *, colours: bool = False) -> None:
         super().__init__()
         self._query_values = query_values
         self._colours = colours

@@ -15,9 +15,9 @@ import threading
 from typing import Any, Final
 
 from otel_correlation import guard, semconv
+from otel_correlation.formats import FIELDS
 from otel_correlation.logs import foreign
 from otel_correlation.logs.lines import text_of
-from otel_correlation.logs.presets import FIELDS
 from otel_correlation.logs.record import Patch, seams
 from otel_correlation.policy import hide_quoted, scrub
 

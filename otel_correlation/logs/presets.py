@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from otel_correlation import semconv
+from otel_correlation.formats import FIELDS
 from otel_correlation.settings import Settings, renamed
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Mapping, Sequence
-
-FIELDS: Final = (semconv.TRACE_ID, semconv.SPAN_ID, semconv.TRACE_FLAGS, semconv.REQUEST_ID, semconv.SERVICE_NAME)
 
 _HEX: Final = re.compile("[0-9a-f]{16}(?:[0-9a-f]{16})?")
 # The version whose field names are used; every ECS event must have one (elastic.co/docs/reference/ecs/ecs-ecs).

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from opentelemetry.context import get_current
 
 from otel_correlation import guard, identity, semconv
-from otel_correlation.logs.presets import FIELDS as _FIELDS
+from otel_correlation.formats import FIELDS as _FIELDS
 from otel_correlation.logs.presets import PLAIN, build
 from otel_correlation.policy import hide_quoted, scrub
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # What contrib's logging instrumentation puts on records (its own names, its own values for "none").
 CONTRIB_FIELDS: Final = ("otelTraceID", "otelSpanID", "otelTraceSampled", "otelServiceName")
 CORRELATION_ID: Final = "correlation_id"
+# On a record that was exported, and on whatever copies it: a queue's handler, pickle, ``makeLogRecord``. Formatters
+# take a name that begins with an underscore as private.
+EXPORTED: Final = "_otel_correlation_exported"
 
 # Module globals, because every record of the process passes here.
 _IDENTITY: Final = identity._KEY
@@ -155,7 +158,7 @@ class _Seams:
     What is active now: the wrappers below stay pass-through while these are None.
     """
 
-    __slots__ = ("adopt", "export", "fields", "handling", "names", "reconsider", "route")
+    __slots__ = ("added", "adopt", "export", "fields", "handling", "names", "route")
 
     def __init__(self) -> None:
         self.fields: _Fields | None = None
@@ -163,7 +166,7 @@ class _Seams:
         # Called instead of the logger's handlers; returns False to let them have the record.
         self.route: Callable[[logging.Logger, logging.LogRecord], bool] | None = None
         # Called when a logger got a handler.
-        self.reconsider: Callable[[logging.Logger, logging.Handler], None] | None = None
+        self.added: Callable[[logging.Logger, logging.Handler], None] | None = None
         # Called with a record that another logger's sink made, before it gets its fields.
         self.adopt: Callable[[logging.LogRecord], None] | None = None
         # Its ``record`` is what a handler of this thread is busy with; somebody wants to know.
@@ -191,24 +194,37 @@ def enrich(record: logging.LogRecord) -> None:
             record.__dict__.setdefault(name, "")
 
 
+# In place of what a class does not have itself.
+_INHERITED: Final = object()
+# CPython's flags of a class: made by a class statement, and closed to changes all the same.
+_HEAP_TYPE: Final = 1 << 9
+_IMMUTABLE_TYPE: Final = 1 << 8
+
+
+def _takes_methods(kind: type) -> bool:
+    return kind.__flags__ & (_HEAP_TYPE | _IMMUTABLE_TYPE) == _HEAP_TYPE
+
+
 class Patch:
     """
     One wrapped method, and what it wraps.
 
     Args:
         owner: The class. Where it inherits the method, because somebody put a subclass in the place of the one that we
-            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered.
+            know (gevent's ``Thread``), the method of the class that has it is wrapped: objects of both are covered. A
+            class of compiled code (under uvloop's loop) lets nobody do that; then it is wrapped in ``owner``.
         name: The method's name.
     """
 
     __slots__ = ("found", "name", "original", "ours", "owner", "placed")
 
     def __init__(self, owner: type, name: str) -> None:
-        self.owner = next(kind for kind in owner.__mro__ if name in kind.__dict__)
+        has_it = next(kind for kind in owner.__mro__ if name in kind.__dict__)
+        self.owner = has_it if _takes_methods(has_it) else owner
         self.name = name
         self.original: Any = getattr(self.owner, name)
         # As it stands in the class, which is not what reading it there gives: a static method, a wrapt wrapper.
-        self.found: Any = self.owner.__dict__[name]
+        self.found: Any = self.owner.__dict__.get(name, _INHERITED)
         self.ours: Any = None
         self.placed = False
 
@@ -218,7 +234,7 @@ class Patch:
         """
         # Still placed after an uninstall: somebody wrapped ours in turn, so it is called and must not wrap itself.
         if not self.placed:
-            found = self.owner.__dict__[self.name]
+            found = self.owner.__dict__.get(self.name, _INHERITED)
             if found is not self.ours:  # it is ours when whoever wrapped it has put it back since
                 self.original, self.found = getattr(self.owner, self.name), found
                 setattr(self.owner, self.name, self.ours)
@@ -228,8 +244,11 @@ class Patch:
         """
         Put back what was there, unless somebody has wrapped ours in turn.
         """
-        if self.placed and self.owner.__dict__[self.name] is self.ours:
-            setattr(self.owner, self.name, self.found)
+        if self.placed and self.owner.__dict__.get(self.name) is self.ours:
+            if self.found is _INHERITED:
+                delattr(self.owner, self.name)
+            else:
+                setattr(self.owner, self.name, self.found)
             self.placed = False
 
 
@@ -264,9 +283,9 @@ def _our_call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
 
 def _our_add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:  # pragma: no cover
     _add_handler.original(self, hdlr)
-    reconsider = seams.reconsider
-    if reconsider is not None:
-        reconsider(self, hdlr)
+    added = seams.added
+    if added is not None:
+        added(self, hdlr)
 
 
 def _our_handler_handle(self: logging.Handler, record: logging.LogRecord) -> Any:  # pragma: no cover
@@ -387,7 +406,7 @@ def uninstall() -> None:
     """
     Leave ``logging`` as it was found; a wrapper that somebody wrapped in turn stays and does nothing.
     """
-    seams.fields = seams.export = seams.route = seams.reconsider = None
+    seams.fields = seams.export = seams.route = seams.added = None
     seams.names = PLAIN
     for patch in _PATCHES:
         patch.remove()

@@ -21,9 +21,9 @@ from structlog._base import BoundLoggerBase
 from structlog.stdlib import ProcessorFormatter, render_to_log_kwargs
 
 from otel_correlation import guard
+from otel_correlation.formats import FIELDS
 from otel_correlation.logs import foreign, lines
-from otel_correlation.logs.presets import FIELDS
-from otel_correlation.logs.record import Patch, seams
+from otel_correlation.logs.record import EXPORTED, Patch, seams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
@@ -230,6 +230,7 @@ def _foreign_step(_logger: Any, _method: str, event_dict: Any) -> Any:
     if record is None or fields is None or not isinstance(event_dict, dict):
         return event_dict
     try:
+        event_dict.pop(EXPORTED, None)  # from ExtraAdder
         if _EXCEPTION in event_dict or _EXC_INFO in event_dict:
             _clean(event_dict)
         if record.levelno >= logging.WARNING:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_correlation.tasks import carriers, garbage, processes, threads
+from otel_correlation.tasks import carriers, garbage, processes, threads, timers
 from otel_correlation.tasks.carriers import continue_from, inject, work
 from otel_correlation.tasks.processes import carried
 
@@ -31,15 +31,18 @@ def activate(settings: Callable[[], Settings], start: Callable[[Settings], None]
     garbage.activate()
     if settings().patch_threads:
         threads.activate()
+        timers.activate()
     else:
         threads.deactivate()
+        timers.deactivate()
 
 
 def deactivate() -> None:
     """
-    Switch everything off, and leave threads as they were found.
+    Switch everything off, and leave threads and event loops as they were found.
     """
     carriers.switch(None)
     processes.switch(None)
     garbage.deactivate()
     threads.deactivate()
+    timers.deactivate()

@@ -56,7 +56,6 @@ class _Arrived:
 
 # Set by whoever reads a job, also for a look at the queue; only a worker's hook takes it.
 _arrived: ContextVar[_Arrived | None] = ContextVar("otel_correlation_arq", default=None)
-_announce: Callable[[], None] | None = None
 
 
 class _Run:
@@ -73,14 +72,6 @@ class _Run:
 
     def end(self, error: BaseException | None) -> None:
         self.scope.__exit__(None if error is None else type(error), error, None)
-
-
-def serving(announce: Callable[[], None]) -> None:
-    """
-    Say ``announce`` where a worker starts.
-    """
-    global _announce  # noqa: PLW0603 - one process, one set-up
-    _announce = announce
 
 
 def serializers(
@@ -204,8 +195,7 @@ def _starting(hook: Hook | None) -> Hook:
     async def on_startup(ctx: dict[Any, Any]) -> None:
         with guard.never_raise("arq.startup"):
             logs.settle()
-            if _announce is not None:
-                _announce()
+            carriers.announce()
         if hook is not None:
             await hook(ctx)
 
@@ -278,4 +268,4 @@ def _worker() -> Any:
     return import_module("arq.worker")
 
 
-__all__ = ["correlated", "serializers", "serving"]
+__all__ = ["correlated", "serializers"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -16,14 +15,13 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.semconv.attributes import error_attributes
-from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, SpanKind
 
-from otel_correlation import guard, identity, ids, logs, propagators, semconv
+from otel_correlation import guard, identity, ids, logs, outcome, propagators, semconv
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import Identity
 from otel_correlation.request_id import from_headers, parse
-from otel_correlation.tracer import Tracer, class_name, record_exception
+from otel_correlation.tracer import Tracer
 from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ _PLAIN: Final = (str, bool, int, float)
 
 _tracer: Final = Tracer(SCOPE_NAME)
 _settings: Callable[[], Settings] | None = None
+# Says the start-up line, once in a process.
+_announce: Callable[[], None] | None = None
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 _Carrier = TypeVar("_Carrier", bound=MutableMapping[str, str])
@@ -55,6 +55,22 @@ def switch(settings: Callable[[], Settings] | None) -> None:
     """
     global _settings  # noqa: PLW0603 - one process, one set-up
     _settings = settings
+
+
+def serving(announce: Callable[[], None]) -> None:
+    """
+    Say ``announce`` where a worker of a queue starts.
+    """
+    global _announce  # noqa: PLW0603 - one process, one set-up
+    _announce = announce
+
+
+def announce() -> None:
+    """
+    Say that this process begins to serve.
+    """
+    if _announce is not None:
+        _announce()
 
 
 class _Begun:
@@ -112,6 +128,8 @@ class Scope:
         try:
             if error is not None:
                 identity.stash(error)
+            if (who := identity.get_from(begun.context)) is not None:
+                who.ended = True
             if begun.span is not None:
                 _end(begun.span, error)
             if begun.given is not None:
@@ -173,13 +191,7 @@ class Scope:
 
 def _end(span: Span, error: BaseException | None) -> None:
     try:
-        if isinstance(error, CancelledError | KeyboardInterrupt | SystemExit):
-            # Cancelled, or the process ends: visible, but no traceback of somebody's bug.
-            if not isinstance(error, SystemExit) or error.code:
-                span.set_attribute(error_attributes.ERROR_TYPE, class_name(type(error)))
-                span.set_status(StatusCode.ERROR)
-        elif error is not None and not isinstance(error, GeneratorExit):
-            record_exception(span, error)
+        outcome.show(span, error, may_leave=True)
     finally:
         span.end()
 

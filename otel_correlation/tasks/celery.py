@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from wrapt import register_post_import_hook
 
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.export import exits
+from otel_correlation.outcome import outcome_of
 from otel_correlation.policy import scrub
 from otel_correlation.propagators import extract_from_headers
 from otel_correlation.tasks.carriers import continue_from, inject
-from otel_correlation.tracer import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,7 @@ def _failed(sender: Any = None, exception: BaseException | None = None, **_: Any
     expected = getattr(sender, "throws", ())
     if exception is None or span is None or not span.is_recording() or isinstance(exception, expected):
         return
-    span.set_attribute("error.type", class_name(type(exception)))
+    span.set_attribute(ERROR_TYPE, outcome_of(exception).error_type or "")
 
 
 def _serving(**_: Any) -> None:
@@ -305,7 +306,7 @@ def _end_publish(utils: Any, name: str, outer: trace.Span, error: BaseException)
     for key, (span, activation, _) in list(open_spans.items()):
         if span is left:
             del open_spans[key]
-            span.set_attribute("error.type", class_name(type(error)))
+            span.set_attribute(ERROR_TYPE, outcome_of(error).error_type or "")
             activation.__exit__(type(error), error, error.__traceback__)
 
 

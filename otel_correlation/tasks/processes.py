@@ -104,6 +104,8 @@ class _Call:
             raise
         finally:
             if token is not None:
+                if (who := identity.current()) is not None:
+                    who.ended = True
                 identity.detach(token)
 
 

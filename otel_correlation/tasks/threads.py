@@ -1,7 +1,8 @@
 """
 Threads, timers and thread pools take the identity of whoever starts or submits.
 
-A thread that is started inside a request keeps the request's identity for its life. A pool's worker has that of the
+A thread that is started inside a request keeps the request's identity for its life, a timer that is started by another
+one of a request that has ended has none. A pool's worker has that of the
 task which it runs, for as long as it runs it. Threads that libraries keep for themselves have none, however lazily
 they are started. Outside of a request nothing is wrapped.
 
@@ -114,7 +115,9 @@ def _our_start(self: threading.Thread) -> None:
     run: _Run | None = None
     if context and _on:
         try:
-            if not serves_all(self):
+            if isinstance(self, threading.Timer):
+                context = identity.armed(context)
+            if context and not serves_all(self):
                 run = _Run(context, self)
         except Exception:  # noqa: BLE001 - the user's thread starts all the same
             guard.report("tasks.thread")

@@ -5,22 +5,53 @@ Real services for tests: started as a user starts them, awaited by events, stopp
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+T = TypeVar("T")
 
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60.0
+# Proves that no test takes a line for written because its request was answered: what services write is seen so many
+# seconds late (``TESTS_SLOW_OUTPUT_S=1 make test``).
+SLOW_OUTPUT_S = float(os.environ.get("TESTS_SLOW_OUTPUT_S", "0"))
+
+
+def wait_for(
+    found: Callable[[], T], what: Callable[[], object] = str, *, running: Callable[[], bool] | None = None
+) -> T:
+    """
+    Return the first answer of ``found`` that is not empty: the one way to look at what another process writes.
+
+    Args:
+        found: Looks for the event. What it finds may still grow, so it has to ask for all that it wants.
+        what: Told where it does not come.
+        running: Whether it may still come; looked at before ``found``, so that the last words of a process count.
+
+    Raises:
+        AssertionError: Nothing came in time, which is long: only a test that fails waits for it.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        goes_on = running is None or running()
+        if answer := found():
+            return answer
+        assert goes_on, f"it ended: {what()}"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what()}"
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -76,10 +107,17 @@ class Service:
                 [str(program) if program.exists() else first, *rest],
                 cwd=directory,
                 env=dict(environment),
-                stdout=out,
-                stderr=err,
+                stdout=subprocess.PIPE if SLOW_OUTPUT_S else out,
+                stderr=subprocess.PIPE if SLOW_OUTPUT_S else err,
                 start_new_session=True,
             )
+        self._relays = [
+            threading.Thread(target=_relay, args=(stream, path), daemon=True)
+            for stream, path in ((self.process.stdout, self._out), (self.process.stderr, self._err))
+            if stream is not None
+        ]
+        for relay in self._relays:
+            relay.start()
         self._ready = ready
 
     def __enter__(self) -> Self:
@@ -104,22 +142,30 @@ class Service:
         """
         Wait for the first answer.
         """
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the service ended with {self.process.returncode}:\n{self.output()}")
+
+        def answers() -> bool:
             with contextlib.suppress(httpx.TransportError):
                 httpx.get(self.url + (self._ready or "/"), timeout=5)
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"no answer within {DEADLINE_S} s:\n{self.output()}")
+                return True
+            return False
+
+        self.wait_for(answers)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """
         Send a signal to the process itself and wait for its end.
         """
         self.process.send_signal(number)
-        return self.process.wait(DEADLINE_S)
+        return self.ended()
+
+    def ended(self) -> int:
+        """
+        Wait for its end; then all that it wrote is there.
+        """
+        code = self.process.wait(DEADLINE_S)
+        for relay in self._relays:
+            relay.join(DEADLINE_S)
+        return code
 
     def close(self) -> None:
         """
@@ -146,3 +192,32 @@ class Service:
         Return both streams.
         """
         return self.stdout() + self.stderr()
+
+    def lines(self, **wanted: object) -> list[dict[str, Any]]:
+        """
+        Return the JSON lines on stdout with these fields; of one that is half written nothing.
+        """
+        text = self.stdout()
+        whole = text[: text.rfind("\n") + 1]
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return [line for line in lines if wanted.items() <= line.items()]
+
+    def wait_for(self, found: Callable[[], T]) -> T:
+        """
+        Return the first answer of ``found`` that is not empty, as ``wait_for``; fails at once where the service ends.
+        """
+        return wait_for(found, self.output, running=lambda: self.process.poll() is None)
+
+    def wait_for_line(self, **wanted: object) -> dict[str, Any]:
+        """
+        Return the first JSON line with these fields, once it is written.
+        """
+        return self.wait_for(lambda: self.lines(**wanted))[0]
+
+
+def _relay(stream: IO[bytes], path: Path) -> None:
+    with stream, path.open("ab") as file:
+        while block := os.read(stream.fileno(), 65536):
+            time.sleep(SLOW_OUTPUT_S)
+            file.write(block)
+            file.flush()

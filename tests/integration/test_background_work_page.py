@@ -19,6 +19,12 @@ pytestmark = pytest.mark.slow
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/background-work.md"
 BLOCKS: Final = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 CHECKS: Final = {
+    "detached": """
+from starlette.testclient import TestClient
+with TestClient(app) as client:
+    for _ in range(2):
+        assert client.get("/prices").json() == {"refreshed by": None}
+""",
     "own work": """
 import asyncio
 first, second = asyncio.run(tick()), asyncio.run(tick())

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,7 +15,6 @@ from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import DEADLINE_S, Service, clean_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 APP = """
@@ -162,13 +160,6 @@ COMMANDS = {"asyncio": (*UVICORN, "asyncio"), "uvloop": (*UVICORN, "uvloop"), "g
 pytestmark = pytest.mark.slow
 
 
-def wait_for(condition: Callable[[], object], what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
-
-
 def ask(service: Service) -> None:
     """
     Fail in every way, each request under the id of its path.
@@ -202,8 +193,8 @@ def run(command: tuple[str, ...], source: str, directory: Path, sink: OtlpSink, 
     )
     with Service(command, directory, environment) as service:
         ask(service)
-        wait_for(lambda: service.output().count("Exception in callback") == 1, service.output)
-        wait_for(lambda: service.output().count("never retrieved") == 1, service.output)
+        service.wait_for(lambda: service.output().count("Exception in callback") == 1)
+        service.wait_for(lambda: service.output().count("never retrieved") == 1)
         service.stop()
         return service.output()
 

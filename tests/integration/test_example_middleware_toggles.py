@@ -96,8 +96,7 @@ class Toggles:
         """
         Return what one logger said.
         """
-        parsed = [json.loads(line) for line in self.service.stdout().splitlines() if line.startswith("{")]
-        return [line for line in parsed if line["logger"] == logger]
+        return self.service.lines(logger=logger)
 
     def about_orders(self) -> list[dict[str, Any]]:
         """
@@ -347,8 +346,9 @@ def test_an_unhandled_500_has_the_id(as_it_comes: Toggles) -> None:
     assert as_it_comes.sink.wait(lambda: len(spans()) == 1)
     (event,) = spans()[0].events
     assert (event.name, event.attributes["exception.message"]) == ("exception", "nobody caught this")
-    (traceback,) = [line for line in as_it_comes.lines("uvicorn.error") if "exception" in line]
-    assert traceback["request_id"] == "failed-request-0001"
+    # The server writes it after the answer.
+    traceback = as_it_comes.service.wait_for_line(logger="uvicorn.error", request_id="failed-request-0001")
+    assert "nobody caught this" in traceback["exception"]
 
 
 def test_a_websocket_tells_its_id_in_header_and_first_message(as_it_comes: Toggles) -> None:

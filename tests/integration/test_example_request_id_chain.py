@@ -71,8 +71,11 @@ class Chain:
         """
         Return the lines about orders of a service of ours: its own and the summaries.
         """
-        parsed = [json.loads(line) for line in self.services[name].stdout().splitlines()]
-        return [line for line in parsed if line["logger"].startswith("chain.") or line.get("route") == "/orders"]
+        return [
+            line
+            for line in self.services[name].lines()
+            if line["logger"].startswith("chain.") or line.get("route") == "/orders"
+        ]
 
     def spans(self, service: str) -> list[SinkSpan]:
         """
@@ -209,6 +212,9 @@ def test_an_unsafe_id_is_replaced_and_leaves_no_trace(as_it_comes: Chain, unsafe
     (minted,) = response.headers.get_all("x-request-id") or []
     assert HEX.fullmatch(minted)
     assert {hop["service"]: hop["request_id"] for hop in hops} == dict.fromkeys(HOPS, minted)
+    for name in ("gateway", "ledger"):
+        # Its last line about the order: what is in none by then is in none.
+        as_it_comes.services[name].wait_for_line(logger="otel_correlation.request", request_id=minted)
     for service in as_it_comes.services.values():
         assert not [value for value in unsafe if value in service.output()]
 
@@ -230,12 +236,11 @@ def test_a_500_has_the_id_and_both_ends_tell_why(as_it_comes: Chain) -> None:
     assert gateway.trace_id == ledger.trace_id == request_id.replace("-", "")
     assert [span.attributes["error.type"] for span in (gateway, ledger)] == ["httpx.HTTPStatusError", "KeyError"]
     for name in ("gateway", "ledger"):
-        lines = [json.loads(line) for line in as_it_comes.services[name].stdout().splitlines()]
-        mine = [line for line in lines if line.get("request_id") == request_id]
-        assert [line["logger"] for line in mine if line["level"] == "ERROR"] == [
-            "otel_correlation.request",
-            "uvicorn.error",
-        ]
+        service = as_it_comes.services[name]
+        # The server's own line is the last, and later than the answer.
+        service.wait_for_line(logger="uvicorn.error", request_id=request_id)
+        errors = [line["logger"] for line in service.lines(level="ERROR", request_id=request_id)]
+        assert errors == ["otel_correlation.request", "uvicorn.error"]
 
 
 def test_find_names_the_cause_behind_the_services_that_know_nothing(tmp_path: Path) -> None:

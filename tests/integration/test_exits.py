@@ -95,7 +95,7 @@ def test_a_signal_loses_nothing(start: str, number: signal.Signals, tmp_path: Pa
                 # Ctrl-C reaches the whole group. (gunicorn's master alone asks its workers to quit, which uvicorn's
                 # worker ignores until it is killed 30 s later; by then everything has left on schedule.)
                 os.killpg(service.process.pid, signal.SIGINT)
-                code = service.process.wait(60)
+                code = service.ended()
             else:
                 code = service.stop(number)
         assert request_ids(sink) == sorted(ids), service.output()
@@ -155,7 +155,7 @@ def test_a_worker_that_has_served_its_share_loses_nothing(tmp_path: Path) -> Non
         command = (ZERO, *UVICORN, "--limit-max-requests", "6")
         with Service(command, tmp_path, buffering(sink), ready="/ready") as service:
             ids = ask(service.url, 5)
-            assert service.process.wait(20) == 0
+            assert service.ended() == 0
         assert request_ids(sink) == sorted(ids)
 
 

@@ -7,81 +7,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc  # type: ignore[import-untyped]
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
-    LogsServiceServicer,
-    add_LogsServiceServicer_to_server,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
 
 from otel_correlation import export, guard, settings
 from otel_correlation._version import __version__
-from tests.integration.otlp_sink import decode_logs, decode_spans
+from tests.integration.grpc_sink import GrpcSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.integration.otlp_sink import SinkLog, SinkSpan
-
 PATIENCE_MS = 20_000
 
 
-class Collector:
-    """
-    Stores what it gets.
-    """
-
-    def __init__(self) -> None:
-        self.spans: list[SinkSpan] = []
-        self.logs: list[SinkLog] = []
-        self.endpoint = ""
-        self.metadata: dict[str, str] = {}
-
-
-class _Traces(TraceServiceServicer):
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def Export(self, request: Any, context: Any) -> ExportTraceServiceResponse:  # noqa: N802 - the service's name
-        self._collector.metadata = dict(context.invocation_metadata())
-        self._collector.spans += decode_spans(request.SerializeToString())
-        return ExportTraceServiceResponse()
-
-
-class _Logs(LogsServiceServicer):
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def Export(self, request: Any, context: Any) -> ExportLogsServiceResponse:  # noqa: N802 - the service's name
-        self._collector.logs += decode_logs(request.SerializeToString())
-        return ExportLogsServiceResponse()
-
-
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector() -> Iterator[GrpcSink]:
     """
     A gRPC receiver on a loopback port.
     """
-    found = Collector()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(_Traces(found), server)  # type: ignore[no-untyped-call]
-    add_LogsServiceServicer_to_server(_Logs(found), server)  # type: ignore[no-untyped-call]
-    found.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield found
-    server.stop(None).wait()
+    with GrpcSink() as found:
+        yield found
 
 
-def test_spans_and_logs_arrive_over_grpc(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_and_logs_arrive_over_grpc(collector: GrpcSink, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     With protocol ``grpc`` both signals arrive, also beside a compression that the stock exporter refuses.
     """

@@ -4,14 +4,12 @@ A download that its client leaves, on a real server: its end has nobody else's i
 
 from __future__ import annotations
 
-import json
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tests.integration.services import DEADLINE_S, Service, clean_environment
+from tests.integration.services import Service, clean_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,22 +52,17 @@ def test_a_download_that_was_left_ends_without_another_requests_ids(tmp_path: Pa
     (tmp_path / "main.py").write_text(APP)
     command = ("opentelemetry-instrument", "uvicorn", "main:app", "--port", "{port}")
     with Service(command, tmp_path, clean_environment(OTEL_TRACES_EXPORTER="none")) as service:
-
-        def logged(**wanted: str) -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in service.stdout().splitlines() if line.startswith("{")]
-            return [line for line in lines if wanted.items() <= line.items()]
-
         with socket.create_connection(("127.0.0.1", service.port)) as client:
             client.sendall(b"GET /download HTTP/1.1\r\nHost: a\r\nX-Request-ID: left-by-its-client-01\r\n\r\n")
             assert client.recv(65536)
-        deadline = time.monotonic() + DEADLINE_S
-        while not logged(logger="otel_correlation.request", request_id="left-by-its-client-01"):
-            assert time.monotonic() < deadline, service.output()
-            time.sleep(0.05)
-        # What anyio's worker did last may hold the generator a little longer.
-        while not (closed := logged(message="closed")):
-            assert time.monotonic() < deadline, service.output()
+        service.wait_for_line(logger="otel_correlation.request", request_id="left-by-its-client-01")
+
+        def closed_lines() -> list[dict[str, Any]]:
+            # What anyio's worker did last may hold the generator a little longer.
             httpx.get(f"{service.url}/other", headers={"x-request-id": "another-request-0001"})
-        collected = logged(message="collected")
+            return service.lines(message="closed")
+
+        closed = service.wait_for(closed_lines)
+        collected = service.wait_for(lambda: service.lines(message="collected"))
     assert [line.get("request_id") in (None, "left-by-its-client-01") for line in closed] == [True]
     assert {line["request_id"] for line in collected} == {"another-request-0001"}

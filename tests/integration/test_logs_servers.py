@@ -115,9 +115,10 @@ def test_an_applications_logging_stays_its_own(source: str, command: tuple[str, 
     assert "otel_correlation.request" not in text
     access = [line for line in service.stdout().splitlines() if '"GET /items/3 HTTP/1.1" 200' in line]
     assert len(access) == (1 if command is UVICORN else 0)
+    assert text.count("uvicorn's lines go out without ids, because ") == 1
     if source == APP + BASIC:
         assert '"timestamp"' not in text
-        assert text.count("APP otel_correlation ") == 1
+        assert text.count("APP otel_correlation ") == 2
 
 
 @pytest.mark.parametrize("configured", [False, True])

@@ -4,9 +4,7 @@ A front gate as an operator runs it: variables only, real sockets, and a service
 
 from __future__ import annotations
 
-import json
 import socket
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ import pytest
 
 from tests.contract.wire import CALLER, PARENT, TRACE, UUID
 from tests.integration.otlp_sink import OtlpSink
-from tests.integration.services import DEADLINE_S, Service, clean_environment
+from tests.integration.services import Service, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -129,8 +127,7 @@ class Gate:
         """
         Return the gate's JSON lines of one logger.
         """
-        lines = (json.loads(line) for line in self.service.stdout().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["logger"] == logger]
+        return self.service.lines(logger=logger)
 
 
 @contextmanager
@@ -163,7 +160,9 @@ def test_the_preset(tmp_path: Path) -> None:
     # The header forces nothing where nobody is declared, and the log says so.
     forces = {"OTEL_CORRELATION_FORCE_SAMPLE_HEADER": "X-Force-Sample"}
     with gate(tmp_path, OTEL_CORRELATION_EDGE="public", **forces) as running:
-        assert [line["message"] for line in running.lines("otel_correlation") if "has no effect" in line["message"]]
+        running.service.wait_for(
+            lambda: [line for line in running.lines("otel_correlation") if "has no effect" in line["message"]]
+        )
         answered = running.get("/got", SENT)
         (span,) = running.spans("SERVER", 1)
         new = answered.headers["x-request-id"]
@@ -173,6 +172,7 @@ def test_the_preset(tmp_path: Path) -> None:
         assert (span.parent_span_id, span.links) == ("", [(TRACE, CALLER)])
         assert span.attributes["request_id"] == new
         assert span.attributes["otel_correlation.caller.request_id"] == UUID
+        running.service.wait_for_line(logger="otel_correlation.request", request_id=new)
         (line,) = running.lines("gate")
         assert (line["trace_id"], line["request_id"]) == (new, new)
         assert UUID not in running.service.stdout()
@@ -284,14 +284,12 @@ def wait_for_socket(path: str, service: Service) -> None:
     """
     Wait until somebody listens.
     """
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
+
+    def listens() -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(path) == 0:
-                return
-        assert time.monotonic() < deadline, service.output()
-        assert service.process.poll() is None, service.output()
-        time.sleep(0.05)
+            return probe.connect_ex(path) == 0
+
+    service.wait_for(listens)
 
 
 @pytest.mark.slow
@@ -356,7 +354,7 @@ def test_excluded_routes_keep_the_callers_trace(tmp_path: Path) -> None:
         assert onward["x-request-id"] == UUID
         assert onward["baggage"] == "tier=gold"
         assert onward["traceparent"].startswith(f"00-{TRACE}-")
-        (line,) = running.lines("gate")
+        line = running.service.wait_for_line(logger="gate")
         assert (line["trace_id"], line["span_id"], line["request_id"]) == (TRACE, CALLER, UUID)
         # Without a caller's trace there is none below it either; anchored, the pattern leaves /healthy alone.
         running.get("/health", url=running.behind.url)

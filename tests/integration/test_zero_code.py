@@ -51,6 +51,37 @@ app.add_middleware(OpenTelemetryMiddleware)
 """
 )
 
+STARLETTE = """
+import logging
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+log = logging.getLogger("shop")
+
+async def item(request):
+    log.info("looking up %s", request.path_params["item_id"])
+    return JSONResponse({})
+
+app = Starlette(routes=[Route("/items/{item_id}", item)])
+"""
+STARLETTE_IN_CODE = STARLETTE.replace("app = S", "import otel_correlation\notel_correlation.bootstrap()\napp = S")
+STARLETTE_BY_HAND = (
+    STARLETTE
+    + """
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+app.add_middleware(OpenTelemetryMiddleware)
+"""
+)
+BEHIND_STARLETTE = (
+    APP
+    + """
+from starlette.applications import Starlette
+from starlette.routing import Mount
+app = Starlette(routes=[Mount("/", app=app)])
+"""
+)
+
 ZERO = "opentelemetry-instrument"
 UVICORN = ("uvicorn", "main:app", "--port", "{port}")
 GUNICORN = ("gunicorn", "main:app", "--bind", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker")
@@ -68,6 +99,12 @@ STARTS = {
     "contrib-too": (CONTRIB_TOO, UVICORN),
     "contrib-too-zero": (CONTRIB_TOO, (ZERO, *UVICORN)),
     "by-hand": (BY_HAND, (ZERO, *UVICORN)),
+    "starlette": (STARLETTE, (ZERO, *UVICORN)),
+    "starlette-workers": (STARLETTE, (ZERO, *UVICORN, "--workers", "2")),
+    "starlette-preload": (STARLETTE, (ZERO, *GUNICORN, "-w", "2", "--preload")),
+    "starlette-in-code": (STARLETTE_IN_CODE, UVICORN),
+    "starlette-by-hand": (STARLETTE_BY_HAND, (ZERO, *UVICORN)),
+    "behind-starlette": (BEHIND_STARLETTE, (ZERO, *UVICORN)),
 }
 
 

@@ -14,6 +14,7 @@ import functools
 import gzip
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -38,8 +39,7 @@ from otel_correlation import identity, policy, propagators, semconv
 from otel_correlation.cli import find as cli_find
 from otel_correlation.cli import terminal
 from otel_correlation.clients import _attempt
-from otel_correlation.export import encoding
-from otel_correlation.export.sending import Sender
+from otel_correlation.export import encoding, sending
 from otel_correlation.local import otlp
 from otel_correlation.local.server import Viewer
 from otel_correlation.local.store import LocalStore
@@ -260,7 +260,11 @@ def _propagated(text: str) -> dict[str, str]:
     _TEXTMAP.inject(carrier, found)
     # What user code adds, and a second extraction on top of it.
     more = baggage.set_baggage("added", text[:99], context=found)
-    _TEXTMAP.inject({}, _TEXTMAP.extract({"baggage": text}, more))
+    again = _TEXTMAP.extract({"baggage": text}, more)
+    _TEXTMAP.inject({"Baggage": text}, again)
+    # What others wrote before us.
+    propagators.merge_baggage([_bytes(text), b"added=1"], propagators.format_baggage(again))
+    propagators.merge_tracestate([_bytes(text)], propagators.EMPTY)
     return carrier
 
 
@@ -426,7 +430,8 @@ def _written(text: str) -> list[str]:
         _log_record(text, trace_id=text[:32], span_id=text[:16], request_id=text, extra_field=text, stack_info=None),
         _log_record("%s - %s", name="uvicorn.access", args=("1.1.1.1", f"/x?{text}")),
         _log_record("failed", exc_info=_raised(text)),
-        _log_record("failed", exc_text=text, many=[text[:9]] * 3, nested={"a": {"b": text}}),
+        _log_record("failed", exc_text=text, many=[text[:9]] * 3, nested={"a": {"b": text}}, ratio=math.nan),
+        _log_record({"row": [text, text.encode("utf-8", "replace")]}),  # type: ignore[arg-type] # as user code does
     ]
     export = logs_otlp.Export(_EXPORT_PROVIDER, Settings())
     for record in records:
@@ -583,26 +588,8 @@ def _is_otlp(text: str) -> None:
     assert found.name == text.encode("utf-8", "replace").decode()
 
 
-class _Answered:
-    """
-    What a collector answered, as ``Sender`` reads it.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def content(self) -> bytes:
-        return self._body
-
-    def headers(self) -> dict[str, str]:
-        return {"content-type": "application/x-protobuf"}
-
-
 def _partial_success(text: str) -> None:
-    for kind in ("spans", "logs"):
-        sender = Sender.__new__(Sender)
-        sender.kind = kind
-        sender._partial_success(_Answered(_bytes(text)))  # type: ignore[arg-type]
+    sending.partial_success(_bytes(text))
 
 
 # --- what a client sends and gets ---

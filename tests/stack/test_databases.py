@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,10 +193,24 @@ def test_a_password_that_a_database_quotes_is_nowhere(stack: Stack, path: str) -
     assert "REDACTED" in repr(spans)
     assert PLANTED not in repr(spans)
     assert stack.process is not None
-    lines = stack.process.log.read_text()
-    assert f'"request_id": "{request_id(f"leak/{path}")}"' in lines
-    assert "Exception in ASGI application" in lines
+    log = stack.process.log
+    # The server's own line is the last, and later than the answer.
+    mine = f'"request_id": "{request_id(f"leak/{path}")}"'
+    failed = "Exception in ASGI application"
+    eventually("its line", lambda: [one for one in log.read_text().splitlines() if mine in one and failed in one])
+    lines = log.read_text()
     assert PLANTED not in lines
+
+
+COMMENT = re.compile(r"SELECT .*/\*traceparent='00-([0-9a-f]{32})-([0-9a-f]{16})-0[0-3]'\*/")
+
+
+def _log_with(process: Process, trace_id: str) -> str | None:
+    """
+    Return what PostgreSQL has logged, once a statement of this trace is there.
+    """
+    log = process.log.read_text()
+    return log if trace_id in dict(COMMENT.findall(log)) else None
 
 
 def test_a_statement_tells_the_database_its_trace(stack: Stack, libraries: Path) -> None:
@@ -211,9 +226,8 @@ def test_a_statement_tells_the_database_its_trace(stack: Stack, libraries: Path)
             commenting.ask(path)
             spans = commenting.spans(path)
             assert stack.postgres.process is not None
-            log = stack.postgres.process.log.read_text()
-            comments = re.findall(r"SELECT .*/\*traceparent='00-([0-9a-f]{32})-([0-9a-f]{16})-0[0-3]'\*/", log)
-            assert {trace for trace, _ in comments} >= {spans[0].trace_id}
+            log = eventually("PostgreSQL's line", partial(_log_with, stack.postgres.process, spans[0].trace_id))
+            comments = COMMENT.findall(log)
             assert {span for trace, span in comments if trace == spans[0].trace_id} <= {span.span_id for span in spans}
             assert "ot=th" not in log
             texts = [span.attributes["db.query.text"] for span in spans if "db.query.text" in span.attributes]

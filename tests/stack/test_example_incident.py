@@ -433,7 +433,8 @@ def test_the_layer_that_answered_is_known_from_the_id(incident: Incident, name: 
         assert slow or begin.attributes["http.response.status_code"] == case.status
         assert {part.request_id for part in trace.parts} == {request_id}
         for service in {span.service for span in trace.spans}:
-            assert {one["trace_id"] for one in incident.lines(service, request_id)} == {trace.trace_id}
+            lines = eventually(f"lines of {service}", lambda service=service: incident.lines(service, request_id))  # type: ignore[misc]
+            assert {one["trace_id"] for one in lines} == {trace.trace_id}
     assert who_answered(line, trace) == case.layer, str(trace)
     assert_no_secret(incident, str(trace))
     assert_written(row(case.method, case.path, line, case.layer, trace))
@@ -512,7 +513,7 @@ def test_no_secret_is_in_any_log_or_span(incident: Incident) -> None:
     # They were not left out by saying nothing: the exceptions are there.
     for told in ("IntegrityError", "CheckViolationError", "ValidationError"):
         assert any(told in text for text in everything)
-        assert told in "".join(incident.logs().values())
+        eventually(told, lambda told=told: told in "".join(incident.logs().values()))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -529,6 +530,7 @@ def test_an_unsafe_id_is_replaced_before_anything_sees_it(incident: Incident, un
     assert re.fullmatch("[0-9a-f]{32}", request_id)
     trace = incident.story(request_id, is_complete)
     assert {part.request_id for part in trace.parts} == {request_id}
+    eventually("its line", lambda: incident.lines("checkout", request_id))
     assert not [name for name, text in incident.logs().items() if unsafe in text or json.dumps(unsafe)[1:-1] in text]
 
 

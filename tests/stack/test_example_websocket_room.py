@@ -486,7 +486,7 @@ def test_slow_client(room: Room) -> None:
         eventually("its socket to close", lambda: connections(port) == 1)
         assert room.state(port)["waiting"] == 0
     (warning,) = room.logs(1, "slow is too slow, messages are dropped")
-    assert warning.severity_text == "WARNING"
+    assert warning.severity_text == "WARN"
     assert room.logs(1, "slow took nothing for 2 s and is cut off")
     assert room.logs(1, r"slow left, [1-9]\d* messages were dropped")
     assert room.logs(1, r"ada left, 0 messages were dropped")
@@ -512,7 +512,7 @@ def test_redis_gone(room: Room) -> None:
         assert bob.next("message")["text"] == "back"
     (line,) = room.logs(1, "a message was not delivered .*")
     assert (line.severity_text, line.trace_id, line.attributes["request_id"]) == (
-        "WARNING",
+        "WARN",
         answer["trace_id"],
         ada.handshake_id,
     )

@@ -479,6 +479,7 @@ def test_an_arq_cron_job_has_an_identity_of_its_own(stack: Stack) -> None:
     assert stack.sink.wait(lambda: any(span.name == "run cron:tick" for span in list(stack.sink.spans)))
     tick = by_name(stack.sink.spans, "run cron:tick")
     assert (tick.kind, tick.trace_id, tick.parent_span_id) == (INTERNAL, line["trace_id"], "")
+    stack.stop_worker()
     assert not [line for line in stack.lines(stack.worker) if line["level"] == "WARNING"]
 
 

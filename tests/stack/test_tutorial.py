@@ -117,9 +117,13 @@ def test_every_step_does_what_the_tutorial_says(machine: Machine, tmp_path: Path
     answer = reader.run("tutorial-2026-000001")
     assert "502" in answer
     assert "x-request-id: tutorial-2026-000001" in answer
-    lines = [line for line in service.log.read_text().splitlines() if "tutorial-2026-000001" in line]
+
+    def told() -> list[str]:
+        lines = [line for line in service.log.read_text().splitlines() if "tutorial-2026-000001" in line]
+        return lines if any("the shelf of the lamps is gone" in line for line in lines) else []
+
+    lines = eventually("the service's lines", told, while_running=[service])
     assert len({found for line in lines for found in re.findall(r'"trace_id": "([0-9a-f]{32})"', line)}) == 1
-    assert any("the shelf of the lamps is gone" in line for line in lines)
 
     viewer = reader.start("otel-correlation serve")
     page = f"http://127.0.0.1:{reader.ports['4318']}/"

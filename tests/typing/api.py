@@ -15,7 +15,9 @@ from otel_correlation import (
     bootstrap,
     carried,
     continue_from,
+    detached,
     edge,
+    flush,
     inject,
     request_id,
     stats,
@@ -51,6 +53,16 @@ def counted() -> int:
     except ConfigError as error:
         print(error)
     return stats().get("request_id.refused", 0)
+
+
+def start() -> None:
+    """
+    Start what is for all requests.
+    """
+    with detached():
+        print(request_id())
+    sent: bool = flush(timeout_s=2)
+    print(sent, flush(2))
 
 
 @work("tick", attributes={"job": 7})

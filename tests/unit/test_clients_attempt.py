@@ -564,9 +564,9 @@ def test_an_exception_of_a_response_keeps_its_status(side: Side, probe: Probe) -
 
 
 @pytest.mark.parametrize("side", [side for side in SIDES if side.is_async], ids=repr)
-def test_being_cancelled_is_no_error(side: Side, probe: Probe) -> None:
+def test_being_cancelled_is_no_success(side: Side, probe: Probe) -> None:
     """
-    A deliberate cancellation ends the span without an error.
+    A call that was cancelled has no answer: ``error.type`` and status ERROR, and nobody's traceback.
     """
 
     async def main() -> None:
@@ -584,8 +584,9 @@ def test_being_cancelled_is_no_error(side: Side, probe: Probe) -> None:
                 await task
 
     asyncio.run(main())
-    assert "error.type" not in probe.span.attributes
-    assert probe.span.status.status_code is StatusCode.UNSET
+    assert probe.span.attributes["error.type"] == "asyncio.exceptions.CancelledError"
+    assert probe.span.status.status_code is StatusCode.ERROR
+    assert not probe.span.events
 
 
 def test_an_unknown_method(side: Side, probe: Probe) -> None:

@@ -163,8 +163,9 @@ def test_the_exporters_certificate_wins_over_the_one_for_all_requests(
         shutil.copy(certifi.where(), path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(paths["bundle"]))
     variables = {PREFIX + "CERTIFICATE": str(paths["own"])} if own else {}
+    variables[PREFIX + "ENDPOINT"] = "https://collector:4318"
     spans, _, problems = made(monkeypatch, **variables)
-    session = spans[0].sender._build()._session
+    session = spans[0].sender._build().session
     used = session.merge_environment_settings("https://collector/", {}, None, None, None)["verify"]
     assert (problems, used) == ([], str(paths[expected]))
 

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     The clock that guard reads, and nobody else.
     """
     fake = Clock()
-    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=fake.monotonic))
+    monkeypatch.setattr(guard, "monotonic", fake.monotonic)
     return fake
 
 

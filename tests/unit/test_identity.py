@@ -329,3 +329,15 @@ def test_a_loop_and_a_long_chain_end() -> None:
 
     assert stashed(chain(7)) is not None
     assert stashed(chain(8)) is None
+
+
+def test_what_is_kept_of_a_caller_after_its_request() -> None:
+    """
+    Ids stay known as the caller's, as long as they are no longer than ids are; lists and anything large go.
+    """
+    ids = {b"traceparent": [b"00-a", b"00-b"], b"x-request-id": [b"i" * 200]}
+    large = {b"baggage": [b"a=1"], b"tracestate": [b"a=1"], b"x-other": [b"x" * 10_000], b"b3": [b"1"] * 3}
+    assert identity.short_ones({**ids, **large}) == ids
+    assert identity.short_ones(large) is None
+    assert identity.short_ones({}) is None
+    assert identity.short_ones(None) is None

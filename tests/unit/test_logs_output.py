@@ -9,17 +9,25 @@ import io
 import json
 import logging
 import logging.config
+import logging.handlers
+import queue
+import subprocess
 import sys
 import threading
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.logging import LogCaptureHandler
 from opentelemetry._logs import NoOpLoggerProvider
 from uvicorn.config import LOGGING_CONFIG
 
 from otel_correlation import guard, logs
 from otel_correlation.settings import Settings, from_environment
 from tests.unit.logs_pristine import TRACE_TEXT, Keep, pristine, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SETTINGS = Settings(service_name="orders")
 
@@ -171,7 +179,7 @@ def test_configuring_and_deciding_at_once_never_deadlocks() -> None:
                 decided.wait(0.1)
 
         def configure() -> None:
-            config = {"handlers": {"app": {"()": Handler}}, "loggers": {"app": {"handlers": ["app"]}}}
+            config = {"handlers": {"app": {"()": Handler}}, "root": {"handlers": ["app"]}}
             logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **config})
 
         def decide() -> None:
@@ -188,27 +196,35 @@ def test_configuring_and_deciding_at_once_never_deadlocks() -> None:
         assert not logs.active()
 
 
-def test_dict_config_of_one_logger_takes_over() -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_configuration_of_one_logger_keeps_that_loggers_lines(when: str) -> None:
     """
-    A configuration that names only the application's own logger is a configuration.
+    A logger with a handler of its own writes what it wrote without us, and all other lines are ours.
     """
     with pristine() as out:
+        theirs = io.StringIO()
+
+        def configure() -> None:
+            loggers = {"app": {"handlers": ["own"]}}
+            handlers = {"own": {"class": "logging.StreamHandler", "stream": theirs}}
+            logging.config.dictConfig(
+                {"version": 1, "disable_existing_loggers": False, "handlers": handlers, "loggers": loggers}
+            )
+
         logs.install(SETTINGS)
         uvicorn_starts()
+        if when == "before":
+            configure()
         logs.settle()
-        assert logs.active()
-        handlers = {"app": {"class": "logging.NullHandler"}, "out": {"class": "logging.StreamHandler", "stream": out}}
-        loggers = {"app": {"handlers": ["app", "out"], "level": "INFO"}}
-        logging.config.dictConfig(
-            {"version": 1, "disable_existing_loggers": False, "handlers": handlers, "loggers": loggers}
-        )
-        assert not logs.active()
-        logging.getLogger("app").info("theirs")
-        logging.getLogger("other").info("not asked for")
+        if when == "after":
+            configure()
+        logging.getLogger("app.items").info("Python has no INFO here")
+        logging.getLogger("app.items").warning("theirs")
+        logging.getLogger("other").info("ours")
         access_line()
-    assert out.getvalue().splitlines()[0] == "theirs"
-    assert "not asked for" not in out.getvalue()
-    assert not logging.getLogger("uvicorn.access").disabled
+        logs.summary("GET", "/", "/", 200, 1.0)
+    assert theirs.getvalue() == "theirs\n"
+    assert messages(out) == ["ours", "GET / 200 1.0 ms"]
 
 
 def test_handlers_put_on_the_root_logger_by_assignment_take_over() -> None:
@@ -227,20 +243,286 @@ def test_handlers_put_on_the_root_logger_by_assignment_take_over() -> None:
     assert out.getvalue() == ""
 
 
-@pytest.mark.parametrize("name", ["urllib3", "sqlalchemy.engine.Engine", "push_response", "arq"])
-def test_a_librarys_handler_is_no_configuration(name: str) -> None:
+LIBRARIES = (
+    *("urllib3", "sqlalchemy.engine.Engine", "push_response", "arq"),
+    *("sentry_sdk.errors", "newrelic", "langfuse", "LiteLLM Router", "transformers", "made.up.sdk"),
+)
+
+
+class Renamed(logging.NullHandler):
     """
-    A ``NullHandler`` of a library, or SQLAlchemy's own for ``echo=True``, does not take the lines away.
+    A library's subclass of a handler that writes nothing.
+    """
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", [logging.NullHandler, Renamed, logging.StreamHandler])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_librarys_handler_is_no_configuration(name: str, kind: type[logging.Handler], when: str) -> None:
+    """
+    A handler that a library puts on its own logger, at its import or in the middle, does not take our lines away.
+    """
+    with pristine() as out:
+        own = io.StringIO()
+        handler = logging.StreamHandler(own) if kind is logging.StreamHandler else kind()
+        logs.install(SETTINGS)
+        if when == "before":
+            logging.getLogger(name).addHandler(handler)
+        logs.settle()
+        if when == "after":
+            logging.getLogger("app").info("first")
+            logging.getLogger(name).addHandler(handler)
+        logging.getLogger("app").info("hello")
+        logging.getLogger(name).info("as much as a handler on the root logger would show")
+        logging.getLogger(name).warning("careful")
+        logs.summary("GET", "/", "/", 200, 1.0)
+    shown = [line["logger"] for line in lines(out) if line["message"] != "first"]
+    summary = ["otel_correlation.request"]
+    if kind is logging.StreamHandler:
+        assert shown == ["app", *summary]
+        assert own.getvalue() == "careful\n"
+    else:
+        assert shown == ["app", name, name, *summary]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_null_handler_on_the_root_logger_is_no_configuration(when: str) -> None:
+    """
+    Who put a ``NullHandler`` on the root logger has configured nothing that shows a line.
     """
     with pristine() as out:
         logs.install(SETTINGS)
-        handler = logging.NullHandler() if name == "urllib3" else logging.StreamHandler(io.StringIO())
-        logging.getLogger(name).addHandler(handler)
+        if when == "before":
+            logging.root.addHandler(Renamed())
         logs.settle()
-        logging.getLogger(name).addHandler(handler)
+        if when == "after":
+            logging.root.addHandler(logging.NullHandler())
         logging.getLogger("app").info("hello")
-        logging.getLogger(name).info("as much as a handler on the root logger would show")
-    assert [line["logger"] for line in lines(out)] == (["app", name] if name == "urllib3" else ["app"])
+    assert messages(out) == ["hello"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_of_logging_warning_is_no_configuration(when: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    ``logging.warning()``, which gives the root logger a handler where it has none, is a line and no configuration.
+    """
+    with pristine() as out:
+        logs.install(SETTINGS)
+        if when == "before":
+            logging.warning("careless")  # noqa: LOG015
+        logs.settle()
+        if when == "after":
+            logging.warning("careless")  # noqa: LOG015
+        assert logging.root.handlers
+        kept = Keep()
+        logging.getLogger("other").addHandler(kept)
+        logging.getLogger("app").info("hello")
+        logging.getLogger("other").warning("its own, and ours in place of the root logger's")
+        logs.summary("GET", "/", "/", 200, 1.0)
+        logging.basicConfig(force=True, stream=out, format="theirs %(message)s")
+        logging.getLogger("app").warning("bye")
+    shown = out.getvalue().splitlines()
+    assert shown.pop() == "theirs bye"
+    found = [json.loads(line)["message"] for line in shown]
+    own = "its own, and ours in place of the root logger's"
+    assert found == [*(["careless"] if when == "after" else []), "hello", own, "GET / 200 1.0 ms"]
+    assert [record.getMessage() for record in kept.records] == [own]
+    assert ("careless" in capsys.readouterr().err) == (when == "before")
+
+
+def test_captured_warnings_are_no_configuration() -> None:
+    """
+    ``logging.captureWarnings()``, which puts a handler on ``py.warnings``, leaves our lines, and warnings are among them.
+    """
+    with pristine() as out:
+        logs.install(SETTINGS)
+        logs.settle()
+        before = warnings.showwarning
+        logging.captureWarnings(True)
+        try:
+            warnings.showwarning("old", DeprecationWarning, "lib.py", 1)
+        finally:
+            logging.captureWarnings(False)
+            warnings.showwarning = before
+        logging.getLogger("app").info("hello")
+    assert [line["logger"] for line in lines(out)] == ["py.warnings", "app"]
+
+
+def test_handlers_that_pytest_has_on_the_root_logger_get_what_they_get_without_us() -> None:
+    """
+    A capturing handler on the root logger, as pytest's ``caplog`` has, is reached by every line: nothing is ours then.
+    """
+    with pristine() as out:
+        logs.install(SETTINGS)
+        logs.settle()
+        captured = LogCaptureHandler()
+        logging.root.addHandler(captured)
+        logging.getLogger("app").info("below the level that Python has")
+        logging.getLogger("app").warning("seen")
+        assert not logs.active()
+    assert [record.getMessage() for record in captured.records] == ["seen"]
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "uvicorn.access"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_librarys_handler_on_the_servers_logger_gets_its_records_beside_us(name: str, when: str) -> None:
+    """
+    A handler that a library adds to uvicorn's loggers gets uvicorn's records; the console's lines stay ours, once.
+    """
+    with pristine() as out:
+        kept = Keep()
+        logs.install(SETTINGS)
+        uvicorn_starts()
+        if when == "before":
+            logging.getLogger(name).addHandler(kept)
+        logs.settle()
+        if when == "after":
+            logging.getLogger(name).addHandler(kept)
+        logging.getLogger("uvicorn.error").info("started")
+        access_line()
+        logs.summary("GET", "/", "/", 200, 1.0)
+    assert messages(out) == ["started", "GET / 200 1.0 ms"]
+    access = '127.0.0.1:1 - "GET /?q=1 HTTP/1.1" 200'
+    expected = {"uvicorn": ["started"], "uvicorn.error": ["started"], "uvicorn.access": [access]}[name]
+    assert [record.getMessage() for record in kept.records] == expected
+
+
+def test_a_server_that_configures_no_logging_has_one_line_a_request() -> None:
+    """
+    With ``uvicorn.run(log_config=None)`` the summary is the one line of a request, too.
+    """
+    with pristine() as out:
+        logs.install(SETTINGS)
+        logs.settle()
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        access_line()
+        logs.summary("GET", "/", "/", 200, 1.0)
+    assert messages(out) == ["GET / 200 1.0 ms"]
+
+
+EXPLICIT = Settings(service_name="orders", log_format="json")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("level", [None, logging.INFO])
+def test_a_format_that_was_asked_for_is_used_whatever_else_there_is(
+    level: int | None, stream: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    ``OTEL_CORRELATION_LOG_FORMAT=json`` beside ``basicConfig()``: each line once on the console, ours, at its level.
+
+    A request has its summary and no access line.
+    """
+    with pristine() as out:
+        monkeypatch.setattr(sys, "stderr", other := io.StringIO())
+        logs.install(EXPLICIT)
+        uvicorn_starts()
+        streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        if when == "after":
+            logs.settle()
+        logging.basicConfig(level=level, stream=streams[stream], format="theirs %(message)s")
+        logs.startup_line("banner")
+        logs.settle()
+        logging.getLogger("app").info("info")
+        logging.getLogger("app").warning("warning")
+        logging.getLogger("uvicorn.error").info("started")
+        access_line()
+        logs.summary("GET", "/", "/", 200, 1.0)
+        monkeypatch.undo()
+    info = [] if level is None else ["info"]
+    assert messages(out) == ["banner", *info, "warning", "started", "GET / 200 1.0 ms"]
+    assert other.getvalue() == ""
+
+
+def test_other_handlers_get_their_records_beside_a_format_that_was_asked_for(tmp_path: Path) -> None:
+    """
+    Files and services of the application's handlers get what they got; what is on no console is not brought there.
+    """
+    with pristine() as out:
+        logs.install(EXPLICIT)
+        uvicorn_starts()
+        file, audit = logging.FileHandler(tmp_path / "app.log"), logging.FileHandler(tmp_path / "audit.log")
+        kept = Keep()
+        logging.basicConfig(level=logging.INFO, handlers=[logging.StreamHandler(sys.stdout), file, kept])
+        logging.getLogger("audit").addHandler(audit)
+        logging.getLogger("audit").propagate = False
+        logging.getLogger("uvicorn.access").addHandler(kept)
+        private = logging.getLogger("private")
+        private.propagate = False
+        private.addHandler(logging.StreamHandler(sys.stdout))
+        logs.settle()
+        logging.getLogger("app").info("hello")
+        logging.getLogger("audit").info("secret")
+        private.info("shown")
+        access_line()
+        logs.summary("GET", "/", "/", 200, 1.0)
+        for handler in (file, audit):
+            handler.close()
+    assert messages(out) == ["hello", "shown", "GET / 200 1.0 ms"]
+    assert (tmp_path / "app.log").read_text() == "INFO:app:hello\n"
+    assert (tmp_path / "audit.log").read_text() == "secret\n"
+    access = '127.0.0.1:1 - "GET /?q=1 HTTP/1.1" 200'
+    assert [record.getMessage() for record in kept.records] == ["hello", access]
+
+
+def test_a_queue_listener_prints_no_line_a_second_time() -> None:
+    """
+    A listener of this process that ends on the console leaves it to the lines that were asked for; its file gets all.
+    """
+    with pristine() as out:
+        logs.install(EXPLICIT)
+        waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        kept = Keep()
+        listener = logging.handlers.QueueListener(waiting, logging.StreamHandler(sys.stdout), kept)
+        logging.basicConfig(level=logging.INFO, handlers=[logging.handlers.QueueHandler(waiting)])
+        logs.settle()
+        logging.getLogger("app").info("hello")
+        foreign = logging.makeLogRecord({"msg": "of a child process", "process": 1})
+        waiting.put(foreign)
+        listener.start()
+        listener.stop()
+    first, second = out.getvalue().splitlines()
+    assert json.loads(first)["message"] == "hello"
+    assert second == "of a child process"
+    assert [record.getMessage() for record in kept.records] == ["INFO:app:hello", "of a child process"]
+
+
+def test_a_file_that_is_the_console_gets_no_line_a_second_time(tmp_path: Path) -> None:
+    """
+    ``FileHandler("/dev/stdout")`` is the console: beside lines that were asked for it prints nothing.
+    """
+    program = """
+import logging
+from otel_correlation import logs
+from otel_correlation.settings import Settings
+
+logs.install(Settings(log_format="json"))
+logging.basicConfig(level="INFO", handlers=[logging.FileHandler("/dev/stdout"), logging.FileHandler("app.log")])
+logs.settle()
+logging.getLogger("app").info("hello")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["message"] == "hello"
+    assert (tmp_path / "app.log").read_text() == "INFO:app:hello\n"
+
+
+def test_an_application_without_a_line_of_last_resort_gets_the_format_that_it_asked_for() -> None:
+    """
+    ``logging.lastResort = None`` switches our lines off, and a format that was asked for brings them back.
+    """
+    with pristine() as out:
+        logging.lastResort = None
+        logs.install(SETTINGS)
+        logs.settle()
+        logging.getLogger("app").warning("nowhere")
+        logs.uninstall()
+        logs.install(EXPLICIT)
+        logs.settle()
+        logging.getLogger("app").warning("hello")
+    assert messages(out) == ["hello"]
 
 
 def test_a_level_that_the_application_set_stays() -> None:

@@ -253,12 +253,12 @@ def test_a_start_of_a_worker_is_told(wire: Wire) -> None:
     async def on_startup(_ctx: dict[str, Any]) -> None:
         said.append("theirs")
 
-    arq.serving(lambda: said.append("ours"))
+    carriers.serving(lambda: said.append("ours"))
     try:
         settings: dict[str, Any] = arq.correlated({"functions": [greet], "on_startup": on_startup})
         asyncio.run(settings["on_startup"]({}))
     finally:
-        arq.serving(lambda: None)
+        carriers.serving(lambda: None)
     assert said == ["ours", "theirs"]
 
 

@@ -44,8 +44,9 @@ from opentelemetry.trace import (
 
 from otel_correlation import identity
 from otel_correlation.ids import CorrelationIdGenerator
+from otel_correlation.outcome import record_exception
 from otel_correlation.sampling import RatioSampler
-from otel_correlation.tracer import SCHEMA_URL, LightSpan, Tracer, exception_event, record_exception
+from otel_correlation.tracer import SCHEMA_URL, LightSpan, Tracer, exception_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
