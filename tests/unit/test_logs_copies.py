@@ -269,9 +269,9 @@ def test_what_was_logged_while_exporting_is_not_exported_by_a_queues_listener(ex
     records: queue.Queue[Any] = queue.Queue()
     handler = logging.handlers.QueueHandler(records)
     logging.root.addHandler(handler)
-    batching._here.exporting = True
+    exporting = batching._exporting.set(True)
     logging.getLogger("urllib3.connectionpool").warning("Retrying")
-    batching._here.exporting = False
+    batching._exporting.reset(exporting)
     logging.root.removeHandler(handler)
     logging.getLogger("listened").handle(records.get_nowait())
     assert exported.bodies() == []
