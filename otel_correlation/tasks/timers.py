@@ -17,7 +17,6 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import Context
 from wrapt import register_post_import_hook
 
 from otel_correlation import guard, identity
@@ -27,6 +26,8 @@ from otel_correlation.upstream.api import context_variable
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+    from opentelemetry.context import Context
 
 # Modules whose callbacks only end a wait or a connection: nearly all that a service arms. They arm nothing that runs
 # code of the application's, so nothing has to be done for them.

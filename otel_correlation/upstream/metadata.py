@@ -7,6 +7,6 @@ from __future__ import annotations
 try:
     from opentelemetry.util._importlib_metadata import entry_points
 except ImportError:
-    from importlib.metadata import entry_points
+    from importlib.metadata import entry_points  # type: ignore[assignment]
 
 __all__ = ["entry_points"]
