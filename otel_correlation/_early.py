@@ -57,7 +57,7 @@ def _is_installed(variable: str, name: str) -> bool:
     group, known = LISTS[variable]
     if name in known:
         return True
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - rarely needed
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - rarely needed
 
     return bool(entry_points(group=group, name=name))
 

@@ -170,7 +170,7 @@ class Distro(BaseDistro):  # type: ignore[misc]
 
 
 def _say_which_distribution() -> None:
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - only at start
 
     distros = sorted({entry.name for entry in entry_points(group="opentelemetry_distro")})
     if len(distros) > 1:
@@ -196,7 +196,7 @@ def _another_was_chosen() -> bool:
     distro = os.environ.get("OTEL_PYTHON_DISTRO", "").strip()
     if distro in ("", _NAME) or os.environ.get("OTEL_PYTHON_CONFIGURATOR", "").strip() == _NAME:
         return False
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - only at start
 
     # One that is not installed was chosen by mistake: the settings say so, and ours runs.
     return bool(entry_points(group="opentelemetry_distro", name=distro))
@@ -206,7 +206,7 @@ def _stand_back(**kwargs: Any) -> None:
     """
     Let the chosen distribution's configurator run; the SDK takes the first that it finds, and that was ours.
     """
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - only at start
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - only at start
 
     chosen = os.environ["OTEL_PYTHON_DISTRO"].strip()
     others = [entry for entry in entry_points(group="opentelemetry_configurator") if entry.name != _NAME]

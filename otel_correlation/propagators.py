@@ -675,7 +675,7 @@ class _Composite(CompositePropagator):
 
 
 def _load(name: str) -> TextMapPropagator | None:
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - rarely needed
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - rarely needed
 
     try:
         for entry in entry_points(group="opentelemetry_propagator", name=name):

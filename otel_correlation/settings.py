@@ -530,7 +530,7 @@ def _first(env: _Environment, *names: str) -> str:
 
 
 def _installed(group: str, name: str) -> bool:
-    from opentelemetry.util._importlib_metadata import entry_points  # noqa: PLC0415 - rarely needed
+    from otel_correlation.upstream.metadata import entry_points  # noqa: PLC0415 - rarely needed
 
     return bool(entry_points(group=group, name=name))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, semconv
 from otel_correlation.edge._entry import is_excluded
@@ -20,6 +19,7 @@ from otel_correlation.edge._http import spanned_receive, spanned_send
 from otel_correlation.edge._record import Record, call_hook
 from otel_correlation.identity import detach
 from otel_correlation.policy import DEFAULT
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -19,7 +19,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import Status
-from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_correlation import guard, identity
 from otel_correlation.clocks import monotonic
@@ -27,6 +26,7 @@ from otel_correlation.export.sending import HttpLogExporter, HttpSpanExporter, W
 from otel_correlation.export.sizes import record_bytes, span_bytes
 from otel_correlation.policy import BATCH_BYTES, QUEUE_BYTES, bounds_for, scrubbed, scrubbed_stack
 from otel_correlation.semconv import REQUEST_ID
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 from otel_correlation.upstream.api import SUPPRESS_INSTRUMENTATION as _SUPPRESS_INSTRUMENTATION_KEY
 from otel_correlation.upstream.sdk import BoundedAttributes
 from otel_correlation.upstream.sdk_logs import LogRecordProcessor, ReadableLogRecord

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
-from opentelemetry.util._importlib_metadata import entry_points
 
 from otel_correlation import _version
 from otel_correlation.export.batching import LogPipeline
@@ -27,6 +26,7 @@ from otel_correlation.policy import quoted
 from otel_correlation.semconv import DISTRO_NAME
 from otel_correlation.settings import otlp_headers
 from otel_correlation.upstream import exporter as upstream
+from otel_correlation.upstream.metadata import entry_points
 from otel_correlation.upstream.sdk_logs import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 
 if TYPE_CHECKING:

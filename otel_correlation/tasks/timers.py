@@ -17,15 +17,17 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import _RUNTIME_CONTEXT, Context
 from wrapt import register_post_import_hook
 
 from otel_correlation import guard, identity
 from otel_correlation.logs.record import Patch
+from otel_correlation.upstream.api import context_variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+    from opentelemetry.context import Context
 
 # Modules whose callbacks only end a wait or a connection: nearly all that a service arms. They arm nothing that runs
 # code of the application's, so nothing has to be done for them.
@@ -42,7 +44,7 @@ _QUIET: Final = frozenset(
 )
 
 # Another implementation of OpenTelemetry's context has no such variable; then loops are left alone.
-_variable: Final[Any] = getattr(_RUNTIME_CONTEXT, "_current_context", None)
+_variable: Final[Any] = context_variable()
 _on = False
 _hooked = False
 _patches: Final[list[Patch]] = []

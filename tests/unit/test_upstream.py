@@ -80,6 +80,7 @@ def private_names() -> Iterator[str]:
 
 # Each is guarded where it stands, or nothing works without it and one line says so.
 GUARDED = {
+    "bootstrap.py: opentelemetry._logs.get_logger_provider",
     "bootstrap.py: opentelemetry._logs.set_logger_provider",
     "bootstrap.py: opentelemetry.sdk._configuration",
     "bootstrap.py: opentelemetry.sdk._configuration._BaseConfigurator",
