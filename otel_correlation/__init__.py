@@ -80,8 +80,8 @@ class _Package(ModuleType):
         return sorted({*super().__dir__(), *__all__})
 
 
-# These need nothing of other packages.
-_ANYWHERE: Final = frozenset({"_version", "guard"})
+# These need nothing of other packages, or what every release has.
+_ANYWHERE: Final = frozenset({"_version", "formats", "guard"})
 
 
 def _public(name: str) -> property:

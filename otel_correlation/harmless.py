@@ -201,6 +201,13 @@ def stats() -> dict[str, int]:
     return guard.counters()
 
 
+def flush(*_arguments: Any, **_options: Any) -> bool:
+    """
+    Return True: nothing waits.
+    """
+    return True
+
+
 class _NoScope:
     """
     A ``with`` or ``async with`` block, or a decorator, around which nothing happens.
