@@ -476,7 +476,11 @@ def _handler_added(logger: logging.Logger, handler: logging.Handler) -> None:
     # This function, the wrapper of addHandler(), basicConfig(), and who called that.
     frame = sys._getframe(2)
     caller = frame.f_back
-    if frame.f_code is logging.basicConfig.__code__ and caller is not None and caller.f_globals is vars(logging):
+    if (
+        frame.f_code is logging.basicConfig.__code__
+        and caller is not None
+        and caller.f_globals.get("__name__") == "logging"
+    ):
         _state.unasked.add(handler)
     elif _state.everything:
         # The application has a level now, its own or Python's; the summary and our start-up line are seen all the same.

@@ -191,6 +191,10 @@ def end_of(pair: object) -> tuple[str, int]:
 
     ASGI has a text and a number, or None; Granian has the port as text, Daphne a list, and a Unix socket has neither.
     """
+    if type(pair) is tuple and len(pair) == 2:  # nearly every request
+        host, port = pair
+        if type(host) is str and type(port) is int and 0 < port < 65_536:
+            return host, port
     if not isinstance(pair, tuple | list) or not pair:
         return "", 0
     host = pair[0]

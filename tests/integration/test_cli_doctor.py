@@ -132,6 +132,35 @@ SECRET = f"hunter{1 + 1}"
 LONG = "hcaik1QZ9vWxY3TkLmNoPq"
 
 
+@pytest.mark.parametrize(
+    ("log_format", "told"),
+    [
+        ("auto", "ours, with ids; where the application configures logging, the server's go out without ids, because "),
+        ("none", "as without this package; the server's go out without ids, because its own format names none: set "),
+        ("json", "json with ids, the server's too, whatever logging the application configures"),
+    ],
+)
+def test_doctor_says_whose_lines_have_ids(doctor: Doctor, log_format: str, told: str) -> None:
+    """
+    One line says whether the server's lines show their ids, and where not, why and what to do.
+    """
+    done = doctor(OTEL_TRACES_EXPORTER="none", OTEL_CORRELATION_LOG_FORMAT=log_format)
+    assert f"  log lines      {told}" in done.out
+    assert ("--log-config" in done.out) == (log_format != "json")
+
+
+def test_a_log_config_that_cannot_be_made_says_what_can(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    ``log-config`` takes ``json``, ``text`` or a format, and a level; anything else is one line and status 2.
+    """
+    for arguments in (["yaml"], ["json", "--level", "loud"]):
+        assert main(["log-config", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("otel-correlation: log_config: ")
+        assert captured.err.count("\n") == 1
+
+
 def test_doctor_shows_no_secret(doctor: Doctor) -> None:
     """
     Values of headers, keys and users in URLs are masked; control characters in a value do not reach the terminal.

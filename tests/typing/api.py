@@ -4,6 +4,7 @@ What users write; it must type-check under mypy and pyright strict. Nothing here
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
@@ -11,6 +12,8 @@ from fastapi import Depends, FastAPI
 import otel_correlation
 from otel_correlation import (
     ConfigError,
+    IdsFilter,
+    IdsFormatter,
     bind,
     bootstrap,
     carried,
@@ -19,6 +22,7 @@ from otel_correlation import (
     edge,
     flush,
     inject,
+    log_config,
     request_id,
     stats,
     trace_id,
@@ -94,6 +98,16 @@ def messages() -> bytes:
     with continue_from(None), continue_from({b"traceparent": b"00"}), continue_from(mine):
         pass
     return carried(render)(7, wide=True)
+
+
+def lines() -> dict[str, object]:
+    """
+    Name the ids in a format.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(IdsFormatter("{request_id} {message}", style="{", defaults={"tenant": "-"}))
+    handler.addFilter(IdsFilter())
+    return {**log_config(), **log_config("text", level="WARNING")}
 
 
 def test_my_service(telemetry: Telemetry) -> None:
