@@ -13,7 +13,7 @@ import math
 import types
 import uuid
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs as stock_encoding
@@ -88,7 +88,14 @@ class Silent:
         raise ValueError("no text")
 
 
-Point = collections.namedtuple("Point", "x y")  # noqa: PYI024 - as user code has it
+class Point(NamedTuple):
+    """
+    A tuple with names.
+    """
+
+    x: int
+    y: int
+
 
 # What stock can send, as a body and as an attribute.
 VALUES: dict[str, Any] = {
