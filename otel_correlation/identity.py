@@ -124,7 +124,7 @@ class detached:  # noqa: N801 - used as a function is
     A ``with`` block in which there is no request: for what a request starts for the service, not for itself.
 
     Tasks, threads, timers and jobs that are started in it have no ids, and spans that are made in it begin traces of
-    their own. Never raises; outside of a request it changes nothing. Objects may be entered again, also at once.
+    their own. Never raises; outside of a request it changes nothing. Make one for each block.
     """
 
     def __init__(self) -> None:
