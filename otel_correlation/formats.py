@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from otel_correlation import semconv
+from otel_correlation import semconv, upstream
 from otel_correlation.guard import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ FIELDS: Final = (semconv.TRACE_ID, semconv.SPAN_ID, semconv.TRACE_FLAGS, semconv
 HOW: Final = f"set {semconv.OTEL_CORRELATION_LOG_FORMAT}=json"
 HOW_SERVER: Final = "start it with --log-config and the file that `otel-correlation log-config json` prints"
 
-_LINES: Final = {"json": "otel_correlation.logs.JsonLines", "text": "otel_correlation.logs.TextLines"}
+_LINES: Final = {"json": "otel_correlation.formats.json_lines", "text": "otel_correlation.formats.text_lines"}
+# Where another package does not fit, so that none of our own lines can be made.
+_PLAIN: Final = "%(asctime)s %(levelname)s %(name)s %(message)s request_id=%(request_id)s"
 # They have handlers of their own, or do not propagate, as their servers come.
 _SERVER_LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "_granian", "granian.access")
 
@@ -63,6 +65,25 @@ class IdsFilter(logging.Filter):
         for name in FIELDS:
             record.__dict__.setdefault(name, "")
         return True
+
+
+def json_lines() -> logging.Formatter:
+    """
+    Return what writes our JSON lines; plain ones where another package does not fit, so that the service still serves.
+    """
+    return _lines("JsonLines")
+
+
+def text_lines() -> logging.Formatter:
+    """
+    Return what writes our readable lines; plain ones where another package does not fit.
+    """
+    return _lines("TextLines")
+
+
+def _lines(name: str) -> logging.Formatter:
+    home = upstream.import_ours("otel_correlation.logs")
+    return IdsFormatter(_PLAIN) if home is None else getattr(home, name)()
 
 
 def log_config(lines: str = "json", level: str = "INFO") -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace.propagation import _SPAN_KEY
 from wrapt import register_post_import_hook
 
 from otel_correlation import guard, semconv
 from otel_correlation.identity import _KEY as _IDENTITY_KEY
 from otel_correlation.identity import detach
+from otel_correlation.upstream.api import SPAN_KEY as _SPAN_KEY
 
 if TYPE_CHECKING:
     from types import ModuleType

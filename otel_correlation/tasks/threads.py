@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -115,14 +116,21 @@ def _our_start(self: threading.Thread) -> None:
     run: _Run | None = None
     if context and _on:
         try:
-            if isinstance(self, threading.Timer):
-                context = identity.armed(context)
-            if context and not serves_all(self):
-                run = _Run(context, self)
+            theirs = identity.armed(context) if isinstance(self, threading.Timer) else context
+            if theirs and not serves_all(self):
+                run = _Run(theirs, self)
         except Exception:  # noqa: BLE001 - the user's thread starts all the same
             guard.report("tasks.thread")
     if run is None:
-        _start.original(self)
+        if not (context and _on and _INHERITS):
+            _start.original(self)
+            return
+        # The interpreter itself would hand the request to a thread that is not to have it.
+        token = _RUNTIME_CONTEXT.attach(_NOTHING)
+        try:
+            _start.original(self)
+        finally:
+            identity.detach(token)
         return
     try:
         _start.original(self)
@@ -143,6 +151,8 @@ def _our_submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any,
         identity.detach(token)
 
 
+# Since Python 3.14 an interpreter may start every thread in a copy of its starter's context; free-threaded builds do.
+_INHERITS: Final = bool(getattr(sys.flags, "thread_inherit_context", False))
 # Python 3.14 sends what is submitted to these through pickle.
 _OTHER_INTERPRETERS: Final[Any] = getattr(concurrent.futures, "InterpreterPoolExecutor", ())
 

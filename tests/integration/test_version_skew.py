@@ -6,6 +6,7 @@ Each is made by pip, or copied from what is installed and changed, once in a ses
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from otel_correlation import log_config
 from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import Service, clean_environment
 
@@ -187,6 +189,24 @@ def test_where_we_cannot_work_one_line_says_so_and_the_service_serves(
     assert len(said) == 1, output
     assert says in said[0]
     assert str(folder) in said[0]
+
+
+@pytest.mark.slow
+def test_a_log_config_of_ours_is_usable_where_we_cannot_work(ahead: Callable[[str], Path], tmp_path: Path) -> None:
+    """
+    A server that was given our ``--log-config`` starts and writes its lines, with an empty request id.
+    """
+    (tmp_path / "main.py").write_text(IN_CODE)
+    (tmp_path / "lines.json").write_text(json.dumps(log_config("json")))
+    environment = clean_environment(PYTHONPATH=str(ahead("newer-2.0")))
+    with Service((*UVICORN, "--log-config", "lines.json"), tmp_path, environment) as service:
+        answer = httpx.get(service.url)
+        service.wait_for(lambda: "GET / HTTP/1.1" in service.output())
+        service.stop()
+        output = service.output()
+    assert answer.status_code == 200, output
+    assert "Traceback" not in output
+    assert len(lines_of_ours(output)) == 1, output
 
 
 ON = [

@@ -13,6 +13,8 @@ import logging.handlers
 import multiprocessing.dummy
 import multiprocessing.pool
 import queue
+import subprocess
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -471,6 +473,44 @@ def test_threads_that_serve_everybody() -> None:
     with thread_pool:
         assert thread_pool.apply(request_id) is None
     assert seen == [None]
+
+
+_INHERITING = """
+import threading
+from otel_correlation import bootstrap, request_id, work
+bootstrap(traces_exporters=())
+seen = {}
+def first():
+    ended.wait()
+    seen["armed once"] = request_id()
+    timer = threading.Timer(0, lambda: seen.update(again=request_id()))
+    timer.start()
+    timer.join()
+ended = threading.Event()
+with work("tick"):
+    mine = request_id()
+    plain = threading.Thread(target=lambda: seen.update(plain=request_id()))
+    plain.start(); plain.join()
+    served = threading.Thread(target=lambda: seen.update(served=request_id()))
+    served._target.__module__ = "sentry_sdk.worker"
+    served.start(); served.join()
+    chain = threading.Timer(0, first)
+    chain.start()
+ended.set()
+chain.join()
+print(seen == {"plain": mine, "served": None, "armed once": mine, "again": None}, seen, mine)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="an option of Python 3.14")
+@pytest.mark.parametrize("inherits", [0, 1])
+def test_an_interpreter_that_hands_contexts_to_threads(inherits: int) -> None:
+    """
+    Where each thread starts in a copy of its starter's context, the same threads have a request's ids, and no others.
+    """
+    command = [sys.executable, "-X", f"thread_inherit_context={inherits}", "-c", _INHERITING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "\nTrue " in done.stdout, done.stdout + done.stderr
 
 
 def test_switching_off_and_on(wire: Wire) -> None:
