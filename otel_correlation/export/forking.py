@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Final
 
 from otel_correlation import guard
+from otel_correlation.clocks import monotonic
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -89,16 +89,17 @@ def _wait_for_imports() -> None:
     """
     Wait until no other thread that exports is in an import.
     """
-    deadline = time.monotonic() + _LONGEST_IMPORT_S
+    deadline = monotonic() + _LONGEST_IMPORT_S
     here = threading.get_ident()
-    while time.monotonic() < deadline:
+    pause = threading.Event()  # Waits on a lock, which no test of the application holds.
+    while monotonic() < deadline:
         ours = [thread.ident for thread in threading.enumerate() if thread.name.startswith(_OURS)]
         if not any(ident != here for ident in ours):
             return
         frames = sys._current_frames()
         if not any(_is_importing(frames.get(ident or 0)) for ident in ours if ident != here):
             return
-        time.sleep(0.001)
+        pause.wait(0.001)
 
 
 def _before() -> None:

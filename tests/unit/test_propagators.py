@@ -952,7 +952,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint(name, f"{__name__}:{name}", "opentelemetry_propagator")
         for name in ("_Foreign", "_Unusable", "_Nothing")
     )
-    monkeypatch.setattr("opentelemetry.util._importlib_metadata.entry_points", found.select)
+    monkeypatch.setattr("otel_correlation.upstream.metadata.entry_points", found.select)
 
 
 class TestBuild:
