@@ -64,6 +64,9 @@ _LISTS_OF_ATTRIBUTES: Final = frozenset({"attributes", "values"})
 
 _KINDS: Final = ("INTERNAL", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _ID_KEYS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
+_BYTES_KEYS: Final = frozenset({"bytesValue", "bytes_value"})
+# protobuf decodes the URL-safe alphabet, and Python will stop to take the other one for it.
+_URL_SAFE: Final = str.maketrans("+/", "-_")
 _HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})*")
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
@@ -242,7 +245,9 @@ def _with_base64_ids(document: Any) -> Any:
                 if key in _ID_KEYS and isinstance(value, str):
                     # What is no hex becomes one byte, an id of a wrong length: that span is rejected, not the batch.
                     raw = bytes.fromhex(value) if _HEX.fullmatch(value) else b"\0"
-                    node[key] = base64.b64encode(raw).decode()
+                    node[key] = base64.urlsafe_b64encode(raw).decode()
+                elif key in _BYTES_KEYS and isinstance(value, str):
+                    node[key] = value.translate(_URL_SAFE)
                 elif isinstance(value, list | dict):
                     stack.append(value)
                     records += len(value) if isinstance(value, list) and key not in _LISTS_OF_ATTRIBUTES else 0
