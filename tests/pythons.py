@@ -1,6 +1,8 @@
 """
 The fast suite on every other supported Python and the oldest packages: ``python -m tests.pythons [3.12 ... oldest]``.
 
+Tests that show the same on every Python (``one_python``) are left to ``make test``.
+
 A Python that the machine has is used as it is. One that only Debian testing has is installed into a folder of its own by
 ``debootstrap``, once, and the suite runs there by ``chroot``, on the checkout itself; that needs root on a Debian machine.
 ``python -m tests.pythons --only 3.15 COMMAND ...`` runs any command there. Where a Python cannot be had, one line says so.
@@ -26,7 +28,9 @@ from tests.stack.build import StackError, locked
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("3.12", "3.13", "3.14", "3.15")
 OLDEST = "requirements/oldest.txt"
-WITH_WHEEL = "tests tests/stack/test_wheel.py"
+# Quoted as a shell reads it, for make.
+ELSEWHERE = '-m "not one_python" tests'
+WHEEL = "tests/stack/test_wheel.py"
 # What the folder is made of. A change here makes a new folder.
 SUITE = "forky"
 FROM_SUITE = ("3.14", "3.15")
@@ -189,7 +193,7 @@ def test(job: str) -> tuple[str, bool]:
     Run the fast suite and the wheel's tests once; their output goes to a file. Return a line on it, and whether it failed.
     """
     venv = f".venv-{job}"
-    words = ["make", "test", f"VENV={venv}"]
+    words = ["make", "test", f"VENV={venv}", f"TESTS={ELSEWHERE}"]
     try:
         if job == "oldest":
             python, title = Python("", ""), "The oldest supported packages"
@@ -197,7 +201,8 @@ def test(job: str) -> tuple[str, bool]:
         else:
             python = find(job)
             title = f"Python {job} ({python.where()})"
-            words += [f"PYTHON={python.program}", f"TESTS={WITH_WHEEL}"]
+            words[-1] += f" {WHEEL}"
+            words.append(f"PYTHON={python.program}")
     except StackError as error:
         return f"Python {job}: not tested: {error}", False
     log = ROOT / f"{venv}.log"
