@@ -47,12 +47,12 @@ def count(reason: str, amount: int = 1) -> None:
         _add_up()
 
 
-def _add_up(wait_s: float = 0.0) -> None:
+def _add_up(wait_s: float = 0.0) -> bool:
     """
     Move what was counted into the table, unless that is being done: on another thread, or below this very call.
     """
     if not _adding.acquire(blocking=wait_s > 0, timeout=wait_s or -1):
-        return
+        return False
     try:
         # Not until it is empty: what is counted meanwhile may never end.
         for _ in range(len(_uncounted)):
@@ -60,17 +60,23 @@ def _add_up(wait_s: float = 0.0) -> None:
             _counts[reason] = _counts.get(reason, 0) + amount
     finally:
         _adding.release()
+    return True
 
 
 def counters() -> dict[str, int]:
     """
     Return a copy of all counters, by reason.
 
-    In a signal handler that interrupted ``counters`` or ``count`` themselves, the last 256 calls of ``count`` may miss.
+    In a signal handler that interrupted ``counters`` or ``count`` themselves, one call of ``count`` may miss.
     """
-    # Another thread needs microseconds; a signal handler that interrupted it would wait for ever.
-    _add_up(_PATIENCE_S)
-    return dict(_counts)
+    # Another thread needs microseconds, or longer where the CPU is scarce; a signal handler that interrupted it would
+    # wait for ever.
+    if _add_up(_PATIENCE_S):
+        return dict(_counts)
+    found, left = dict(_counts), _uncounted.copy()
+    for reason, amount in left:
+        found[reason] = found.get(reason, 0) + amount
+    return found
 
 
 def _is_time(key: str) -> bool:

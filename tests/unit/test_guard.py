@@ -220,3 +220,16 @@ def test_a_forked_worker_starts_with_free_locks_and_counts_of_its_own() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["{'child': 1}", "{'parent': 1} 0"]
     assert "from the child" in done.stderr
+
+
+def test_what_another_thread_adds_up_just_now_is_counted() -> None:
+    """
+    Where the thread that adds up does not come to its end, because it has no CPU, nothing that was counted misses.
+    """
+    guard.count("before")
+    assert guard.counters() == {"before": 1}
+    with guard._adding:
+        guard.count("before", 2)
+        guard.count("after")
+        assert guard.counters() == {"before": 3, "after": 1}
+    assert guard.counters() == {"before": 3, "after": 1}
