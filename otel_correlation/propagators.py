@@ -656,10 +656,12 @@ class _Composite(CompositePropagator):
                 context = propagator.extract(carrier, context, getter=getter)
             except Exception:  # noqa: BLE001 - a propagator of somebody else's
                 guard.report("propagator.extract")
+        if given is not None or not context or identity.get_from(context) is not None:
+            # Nothing was found in a carrier that gives an empty context: instrumentations keep the current one then.
+            return context
         # What is current decides: a carrier that names no request of its own is read by the request that runs.
-        if given is None and (running := identity.current()) is not None and identity.get_from(context) is None:
-            return identity.set_in(context, running)
-        return context
+        running = identity.current()
+        return context if running is None else identity.set_in(context, running)
 
     def inject(
         self,

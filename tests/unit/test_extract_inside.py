@@ -125,3 +125,16 @@ def test_outside_of_a_request_nothing_is_added(wire: Wire) -> None:
     given = otel_context.set_value(key, 1, Context())
     assert propagate.extract({}, given) == given
     assert propagate.extract({}) == {}
+
+
+def test_a_carrier_that_names_nothing_gives_an_empty_context(wire: Wire) -> None:
+    """
+    Instrumentations attach what they extract ``or None``: a task that runs in place stays below the span of its caller.
+    """
+    with work("request", request_id=RID):
+        here = log_ids()
+        context = propagate.extract({}) or None
+        assert context is None
+        with trace.get_tracer("celery").start_as_current_span("run/tell", context=context) as span:
+            assert request_id() == RID
+            assert f"{span.get_span_context().trace_id:032x}" == here[0]
