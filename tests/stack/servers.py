@@ -229,9 +229,18 @@ class Redis:
         return self.process
 
     def _pong(self) -> bool:
+        return self._answers("PING", b"+PONG\r\n")
+
+    def has_none(self, pattern: str) -> bool:
+        """
+        Tell whether no key has a name of this pattern.
+        """
+        return self._answers(f"KEYS {pattern}", b"*0\r\n")
+
+    def _answers(self, command: str, answer: bytes) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(7) == b"+PONG\r\n"
+            connection.sendall(f"{command}\r\n".encode())
+            return connection.recv(len(answer)) == answer
 
     def stop(self) -> None:
         """

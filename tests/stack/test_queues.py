@@ -423,6 +423,8 @@ def test_an_arq_job_has_the_identity_of_the_request_that_enqueued_it(stack: Stac
     for path, jobs in (("run/retried", 1), ("run/passed_on", 2)):
         assert stack.ask(path).status_code == 200, jobs
     stack.line(stack.worker, "● ", request_id=request_id("run/passed_on"), user="ada")
+    # A job is not done when its line is written, and arq would end with status 1.
+    eventually("the end of all jobs", lambda: stack.redis.has_none("arq:in-progress:*"))
     stack.stop_worker()
     assert stack.web is not None
     stack.web.stop()
