@@ -26,6 +26,7 @@ ONE_PYTHON = frozenset(
         *("test_config_file.py", "test_credentials.py", "test_late_settings.py", "test_version_skew.py"),
         *("test_clients_caches.py", "test_logs_own_formats.py", "test_public_edge.py", "test_pull_metrics.py"),
         *("test_bytes.py", "test_hostile_servers.py", "test_parsers.py", "test_secret_lines.py", "test_soak.py"),
+        *("test_frozen_clocks.py", "test_metrics.py", "test_test_clients.py", "test_left_streams.py"),
         *("test_capacity.py", "test_start_up.py", "test_stores_growth.py", "test_supply_chain.py"),
     }
 )
