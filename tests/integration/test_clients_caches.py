@@ -4,7 +4,6 @@ Real transports around transports: hishel's caches and httpx-retries over real s
 
 from __future__ import annotations
 
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pytest
 from httpx_retries import Retry, RetryTransport
 
 from tests.clients_probe import SIDES, SPAN_ID, Probe, Side, attempts, request, traceparent
+from tests.http_answers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,13 +78,8 @@ def origin() -> Iterator[Origin]:
     """
     A running server.
     """
-    server = Origin()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join(DEADLINE_S)
-    server.server_close()
+    with running(Origin()) as server:
+        yield server
 
 
 def cache_client(side: Side, directory: Path, **options: Any) -> Any:

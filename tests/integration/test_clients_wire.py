@@ -22,6 +22,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, Trace
 
 from otel_correlation import identity
 from tests.clients_probe import REQUEST_ID, SIDES, Probe, Side, attempts, request, traceparent
+from tests.http_answers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,14 +115,9 @@ def origin() -> Iterator[Origin]:
     """
     A running server.
     """
-    server = Origin()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.release.set()
-    server.shutdown()
-    thread.join(DEADLINE_S)
-    server.server_close()
+    with running(Origin()) as server:
+        yield server
+        server.release.set()
 
 
 def ours(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

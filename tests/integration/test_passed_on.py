@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.http_answers import running
 from tests.integration.otlp_sink import OtlpSink
 from tests.integration.services import DEADLINE_S, Service, clean_environment
 
@@ -154,13 +155,8 @@ def upstream() -> Iterator[Upstream]:
     """
     A running server.
     """
-    server = Upstream()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join(DEADLINE_S)
-    server.server_close()
+    with running(Upstream()) as server:
+        yield server
 
 
 WAYS = ("whole", "pairs", "thread", "redirected", "background", "outlives")
