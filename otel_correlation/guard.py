@@ -26,7 +26,7 @@ _INTERVAL_S: Final = 60.0
 # lock is waited for here. What is counted is appended, which is one step, and added up in bulk by one thread at a time.
 _uncounted: Final[deque[tuple[str, int]]] = deque()
 _MAX_UNCOUNTED: Final = 256
-_PATIENCE_S: Final = 0.1
+_TRIES: Final = 16
 _adding = threading.Lock()
 _counts: dict[str, int] = {}
 _last: dict[str, float] = {}
@@ -47,11 +47,11 @@ def count(reason: str, amount: int = 1) -> None:
         _add_up()
 
 
-def _add_up(wait_s: float = 0.0) -> bool:
+def _add_up() -> bool:
     """
     Move what was counted into the table, unless that is being done: on another thread, or below this very call.
     """
-    if not _adding.acquire(blocking=wait_s > 0, timeout=wait_s or -1):
+    if not _adding.acquire(blocking=False):
         return False
     try:
         # Not until it is empty: what is counted meanwhile may never end.
@@ -69,11 +69,14 @@ def counters() -> dict[str, int]:
 
     In a signal handler that interrupted ``counters`` or ``count`` themselves, one call of ``count`` may miss.
     """
-    # Another thread needs microseconds, or longer where the CPU is scarce; a signal handler that interrupted it would
-    # wait for ever.
-    if _add_up(_PATIENCE_S):
-        return dict(_counts)
-    found, left = dict(_counts), _uncounted.copy()
+    # Nothing is waited for: a signal handler that interrupted the adding up would wait for itself, and each next one,
+    # which interrupts that, would wait, too, until Python's stack is full.
+    for _ in range(_TRIES):
+        if _add_up():
+            return dict(_counts)
+        left, found = _uncounted.copy(), dict(_counts)
+        if len(left) <= len(_uncounted):  # else some were added up in between
+            break
     for reason, amount in left:
         found[reason] = found.get(reason, 0) + amount
     return found

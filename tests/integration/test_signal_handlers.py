@@ -26,6 +26,7 @@ from opentelemetry import trace
 from otel_correlation import bind, bootstrap, stats, work
 
 # No lines: a handler that takes longer than a millisecond is interrupted by itself, until Python's stack is full.
+logging.getLogger().addHandler(logging.NullHandler())
 bootstrap(log_format="none", logs_exporters=("otlp",), max_queue_size=32, max_batch_size=16, schedule_delay_ms=5)
 log = logging.getLogger("app")
 tracer = trace.get_tracer("app")
