@@ -71,12 +71,13 @@ def counters() -> dict[str, int]:
     """
     # Nothing is waited for: a signal handler that interrupted the adding up would wait for itself, and each next one,
     # which interrupts that, would wait, too, until Python's stack is full.
+    if _add_up():
+        return dict(_counts)
+    left, found = _uncounted.copy(), dict(_counts)
     for _ in range(_TRIES):
-        if _add_up():
-            return dict(_counts)
-        left, found = _uncounted.copy(), dict(_counts)
         if len(left) <= len(_uncounted):  # else some were added up in between
             break
+        left, found = _uncounted.copy(), dict(_counts)
     for reason, amount in left:
         found[reason] = found.get(reason, 0) + amount
     return found
