@@ -24,6 +24,12 @@ NEEDED: Final = (
 )
 
 
+class Unknown:
+    """
+    Stands in for a class that is gone: nobody's object is one of it.
+    """
+
+
 class _State:
     checked = False
     trouble: str | None = None

@@ -6,36 +6,32 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from otel_correlation.upstream import Unknown
+
 # What we read of a tracer whose spans skip the SDK's own start.
 _READ: Final = ("_instrumentation_scope", "_span_limits", "_tracer_config", "id_generator", "sampler", "span_processor")
-
-
-class _Unknown:
-    """
-    Stands in for a class that is gone: nobody's object is one of it.
-    """
 
 
 try:
     from opentelemetry.attributes import BoundedAttributes
 except ImportError:
-    BoundedAttributes = _Unknown  # type: ignore[assignment,misc]
+    BoundedAttributes = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk.util import BoundedList
 except ImportError:
-    BoundedList = _Unknown  # type: ignore[assignment,misc]
+    BoundedList = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk.trace import SynchronousMultiSpanProcessor
 except ImportError:
-    SynchronousMultiSpanProcessor = _Unknown  # type: ignore[assignment,misc]
+    SynchronousMultiSpanProcessor = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk.trace._tracer_metrics import NoOpTracerMetrics
 except ImportError:
     # A release that counts spans in another way: none is made around it.
-    NoOpTracerMetrics = _Unknown  # type: ignore[assignment,misc]
+    NoOpTracerMetrics = Unknown  # type: ignore[assignment,misc]
 
 
 def is_open(tracer: Any) -> bool:

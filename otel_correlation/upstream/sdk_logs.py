@@ -6,32 +6,27 @@ from __future__ import annotations
 
 from opentelemetry._logs import SeverityNumber
 
-
-class _Unknown:
-    """
-    Stands in for a class that is gone: nobody's object is one of it.
-    """
-
+from otel_correlation.upstream import Unknown
 
 try:
     from opentelemetry._logs._internal import ProxyLoggerProvider
 except ImportError:
-    ProxyLoggerProvider = _Unknown  # type: ignore[assignment,misc]
+    ProxyLoggerProvider = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 except ImportError:
-    LogRecordProcessor = ReadableLogRecord = ReadWriteLogRecord = _Unknown  # type: ignore[assignment,misc]
+    LogRecordProcessor = ReadableLogRecord = ReadWriteLogRecord = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 except ImportError:
-    ConsoleLogRecordExporter = LogRecordExporter = LogRecordExportResult = _Unknown  # type: ignore[assignment,misc]
+    ConsoleLogRecordExporter = LogRecordExporter = LogRecordExportResult = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk._logs._internal import Logger as SdkLogger
 except ImportError:
-    SdkLogger = _Unknown  # type: ignore[assignment,misc]
+    SdkLogger = Unknown  # type: ignore[assignment,misc]
 
 try:
     from opentelemetry.sdk._logs._internal import std_to_otel

@@ -144,6 +144,22 @@ def test_a_process_that_serves_has_the_port(server: str, tmp_path: Path, pulled:
         assert metrics["http.server.request.duration"] >= 1
 
 
+def output_of(script: str, directory: Path, variables: dict[str, str]) -> str:
+    """
+    Run a script under ``opentelemetry-instrument``, and return what it printed.
+    """
+    done = subprocess.run(
+        [*("opentelemetry-instrument", sys.executable, "-c"), script],
+        env=variables,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    return done.stdout
+
+
 def test_pythons_own_helper_exports_nothing(tmp_path: Path, pulled: dict[str, str]) -> None:
     """
     The process that ``multiprocessing`` starts to look after its resources is no service, however long it lives.
@@ -153,16 +169,7 @@ def test_pythons_own_helper_exports_nothing(tmp_path: Path, pulled: dict[str, st
         "from otel_correlation.bootstrap import _state\n"
         "print('enabled', _state.settings.enabled, _state.readers)\n"
     )
-    done = subprocess.run(
-        [*("opentelemetry-instrument", sys.executable, "-c"), script],
-        env=pulled,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert "enabled False None" in done.stdout
+    assert "enabled False None" in output_of(script, tmp_path, pulled)
 
 
 def test_a_script_that_measures_exports(tmp_path: Path, pulled: dict[str, str]) -> None:
@@ -175,16 +182,7 @@ def test_a_script_that_measures_exports(tmp_path: Path, pulled: dict[str, str]) 
         "import os, urllib.request\n"
         "print(urllib.request.urlopen('http://127.0.0.1:' + os.environ['PULL_PORT']).read().decode())\n"
     )
-    done = subprocess.run(
-        [*("opentelemetry-instrument", sys.executable, "-c"), script],
-        env=pulled,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert '"c": 5' in done.stdout
+    assert '"c": 5' in output_of(script, tmp_path, pulled)
 
 
 def test_a_script_that_only_observes_exports(tmp_path: Path, pulled: dict[str, str]) -> None:
