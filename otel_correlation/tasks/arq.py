@@ -19,11 +19,9 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from opentelemetry import context as otel_context
-
 from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.tasks import carriers
-from otel_correlation.tasks.carriers import Scope, continue_from, inject, work
+from otel_correlation.tasks.carriers import Scope, continue_from, work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,14 +116,7 @@ def _sent(function: str, crons: frozenset[str]) -> dict[str, str]:
         semconv.MESSAGING_OPERATION_NAME: "enqueue",
         semconv.MESSAGING_OPERATION_TYPE: "send",
     }
-    begun = carriers.producing(f"enqueue {function}", attributes, settings())
-    token = otel_context.attach(begun.context)
-    try:
-        return inject()
-    finally:
-        identity.detach(token)
-        if begun.span is not None:
-            begun.span.end()
+    return carriers.sent(f"enqueue {function}", attributes, settings())
 
 
 def correlated(settings: _Settings) -> _Settings:

@@ -482,3 +482,17 @@ def _unspanned_root(received: str | None, settings: Settings, values: dict[str, 
 
 
 __all__ = ["Scope", "continue_from", "inject", "switch", "work"]
+
+
+def sent(name: str, attributes: dict[str, Any], settings: Settings) -> dict[str, str]:
+    """
+    Make the PRODUCER span of one message, and return the headers that name it.
+    """
+    begun = producing(name, attributes, settings)
+    token = otel_context.attach(begun.context)
+    try:
+        return inject()
+    finally:
+        identity.detach(token)
+        if begun.span is not None:
+            begun.span.end()

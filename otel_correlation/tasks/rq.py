@@ -14,7 +14,6 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context as otel_context
 from rq import Queue as _Queue  # type: ignore[import-not-found]
 from rq import SimpleWorker as _SimpleWorker
 from rq import Worker as _Worker
@@ -23,7 +22,7 @@ from otel_correlation import guard, identity, logs, semconv
 from otel_correlation.export import exits
 from otel_correlation.policy import scrub
 from otel_correlation.tasks import carriers
-from otel_correlation.tasks.carriers import continue_from, inject
+from otel_correlation.tasks.carriers import continue_from
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -55,14 +54,7 @@ def _sent(job: Any, queue: str) -> dict[str, str]:
     settings = carriers._settings
     if settings is None:
         return {}
-    begun = carriers.producing(f"enqueue {_function(job)}", _attributes(job, queue, "enqueue", "send"), settings())
-    token = otel_context.attach(begun.context)
-    try:
-        return inject()
-    finally:
-        identity.detach(token)
-        if begun.span is not None:
-            begun.span.end()
+    return carriers.sent(f"enqueue {_function(job)}", _attributes(job, queue, "enqueue", "send"), settings())
 
 
 def _attributes(job: Any, queue: str, operation: str, kind: str) -> dict[str, Any]:
